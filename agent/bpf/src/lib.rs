@@ -1,0 +1,1 @@
+//! Kernel: loads, pins and feeds the eBPF programs.

@@ -1,0 +1,3 @@
+//! podway.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Kernel: links, addresses, routes, neighbours and FDB entries through rtnetlink.

@@ -1,0 +1,1 @@
+//! Kernel: the nftables schema, its rows, and the one door through which nft is run.

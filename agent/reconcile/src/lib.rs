@@ -1,0 +1,12 @@
+//! Claims on keys, differences between tables, and when to try again.
+//!
+//! Pure: no I/O, no clock, no randomness, no logging; time is an argument. Everything here is generic over the
+//! rows, so that both dataplanes and the overlay reconcile by the same few rules.
+
+mod claims;
+mod delta;
+mod retry;
+
+pub use claims::Claims;
+pub use delta::{Delta, diff};
+pub use retry::Retry;

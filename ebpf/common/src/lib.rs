@@ -1,0 +1,1 @@
+//! Keys and values of the eBPF maps, shared by the programs and their loader.

@@ -1,0 +1,3 @@
+//! The bench behind `cargo xtask bench`.
+
+fn main() {}

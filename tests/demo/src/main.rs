@@ -1,0 +1,3 @@
+//! The demo behind `cargo xtask demo`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Integration tests: real packets in network namespaces.

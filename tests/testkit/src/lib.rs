@@ -1,0 +1,1 @@
+//! Network namespaces, packet senders and a control plane for the tests, the demo and the benchmarks.

@@ -1,0 +1,3 @@
+//! The only door.
+
+fn main() {}
