@@ -1,1 +1,23 @@
-//! Kernel: the nftables schema, its rows, and the one door through which nft is run.
+//! The nftables schema, its rows, and the one door through which `nft` is run.
+//!
+//! Two tables a half: [`Services`] keeps `ip podway` and `ip6 podway`, [`Network`] keeps `inet podway-network`. Their
+//! rules are fixed texts in `schema/`; what varies with the cluster is elements, planned and compared as typed keys
+//! and values, so no JSON gets out of here and no text is ever compared. Only [`NftProcess`] touches the kernel.
+
+mod chains;
+mod element;
+mod error;
+mod fake;
+mod json;
+mod network;
+mod process;
+mod schema;
+mod services;
+mod transaction;
+
+pub use error::{Error, Recovery};
+pub use fake::FakeNft;
+pub use network::{Network, NetworkRows};
+pub use process::{Nft, NftProcess};
+pub use schema::DEFAULT_MARK;
+pub use services::Services;

@@ -1,0 +1,57 @@
+//! What can go wrong with nft.
+
+use std::io;
+
+/// A failure of a call to nft. A transaction that failed has changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no nft program.
+    #[error("the nft program is not to be found: install the package nftables (nft 1.0.6 or newer)")]
+    Missing,
+    /// nft could not be started or talked to.
+    #[error("nft {call}: {source}")]
+    Io {
+        /// Its arguments.
+        call: String,
+        /// The system's word on it.
+        source: io::Error,
+    },
+    /// nft or the kernel refused.
+    #[error("nft {call} was refused: {message}")]
+    Refused {
+        /// Its arguments.
+        call: String,
+        /// What nft printed.
+        message: String,
+    },
+    /// nft printed what we cannot read.
+    #[error("nft {call} printed something unexpected: {message}")]
+    Unreadable {
+        /// Its arguments.
+        call: String,
+        /// Where reading ended.
+        message: String,
+    },
+}
+
+/// What the caller of a failed call should do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// The same again, later.
+    Retry,
+    /// Look at the kernel anew, then write what differs: our picture of it may be wrong.
+    Resync,
+    /// Nothing helps but an operator.
+    Fatal,
+}
+
+impl Error {
+    /// What to do about it.
+    pub fn recovery(&self) -> Recovery {
+        match self {
+            Self::Missing => Recovery::Fatal,
+            Self::Io { .. } => Recovery::Retry,
+            Self::Refused { .. } | Self::Unreadable { .. } => Recovery::Resync,
+        }
+    }
+}

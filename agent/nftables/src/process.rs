@@ -1,0 +1,111 @@
+//! The one door to the kernel's nftables: the `nft` program.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use nftables::schema::Nftables;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::Error;
+
+/// What can be asked of nftables. Every write is one transaction: all of it or nothing.
+#[expect(async_fn_in_trait, reason = "the daemon runs on one thread, so no future needs to be Send")]
+pub trait Nft {
+    /// Carries out a ruleset text.
+    async fn load(&mut self, text: &str) -> Result<(), Error>;
+    /// Carries out JSON commands.
+    async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error>;
+    /// Lists a table (`ip podway`) as JSON; `None` if there is none.
+    async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error>;
+}
+
+/// Runs the real `nft`, which must be on PATH, in the caller's network namespace. Wants CAP_NET_ADMIN.
+#[derive(Debug, Clone)]
+pub struct NftProcess {
+    program: PathBuf,
+}
+
+impl Default for NftProcess {
+    fn default() -> Self {
+        Self { program: "nft".into() }
+    }
+}
+
+impl Nft for NftProcess {
+    async fn load(&mut self, text: &str) -> Result<(), Error> {
+        self.run(&["-f", "-"], text.as_bytes()).await?.map(drop).map_err(|it| it.into_error("-f -"))
+    }
+
+    async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error> {
+        let input = serde_json::to_vec(commands)
+            .map_err(|error| Error::Unreadable { call: "-j -f -".into(), message: error.to_string() })?;
+        self.run(&["-j", "-f", "-"], &input).await?.map(drop).map_err(|it| it.into_error("-j -f -"))
+    }
+
+    async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
+        let words: Vec<&str> = ["-j", "list", "table"].into_iter().chain(table.split(' ')).collect();
+        match self.run(&words, b"").await? {
+            Ok(listing) => Ok(Some(listing)),
+            Err(refusal) if refusal.0.contains("No such file or directory") => Ok(None),
+            Err(refusal) => Err(refusal.into_error(&words.join(" "))),
+        }
+    }
+}
+
+impl NftProcess {
+    /// `Err` within `Ok`: nft ran and refused.
+    async fn run(&self, arguments: &[&str], input: &[u8]) -> Result<Result<String, Refusal>, Error> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing,
+            _ => Error::Io { call: arguments.join(" "), source },
+        };
+        let mut child = Command::new(&self.program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let stdin = child.stdin.take();
+        let feed = async {
+            match stdin {
+                // A refusal at the first line closes the pipe early; the exit status then says more than the write.
+                Some(mut stdin) => match stdin.write_all(input).await {
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+                    _ => Ok(()),
+                },
+                None => Ok(()),
+            }
+        };
+        let (fed, output) = tokio::join!(feed, child.wait_with_output());
+        let output = output.map_err(failed)?;
+        fed.map_err(failed)?;
+        match output.status.success() {
+            true => Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned())),
+            false => Ok(Err(Refusal(String::from_utf8_lossy(&output.stderr).trim().to_owned()))),
+        }
+    }
+}
+
+struct Refusal(String);
+
+impl Refusal {
+    fn into_error(self, call: &str) -> Error {
+        Error::Refused { call: call.to_owned(), message: self.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_missing_nft_is_named() {
+        let mut nft = NftProcess { program: "/nonexistent/nft".into() };
+        let error = nft.load("list ruleset").await.unwrap_err();
+        assert!(matches!(error, Error::Missing));
+        assert!(error.to_string().contains("install the package nftables"), "{error}");
+    }
+}

@@ -1,0 +1,167 @@
+//! What the tables hold between two transactions, with faults injected; nothing here touches the kernel.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use podway_nftables::{DEFAULT_MARK, FakeNft, Network, NetworkRows, Nft, Services};
+use podway_proxy::{Frontend, Hairpin, Masquerade, Pool, Protocol, Rows};
+use proptest::prelude::*;
+
+proptest! {
+    #[test]
+    fn any_sequence_of_changes_ends_in_the_wanted_rows_and_is_complete_at_every_step(
+        tables in prop::collection::vec((rows(), 0u32..3), 1..8)
+    ) {
+        block_on(async {
+            let mut fake = FakeNft::default();
+            let mut mirror = Services::adopt(fake.clone(), DEFAULT_MARK).await.unwrap();
+            let mut held = Rows::default();
+            for (rows, failures) in tables {
+                let mut tries = 0;
+                mirror.nft_mut().failures = failures;
+                while mirror.apply(&held.delta_to(&rows)).await.is_err() {
+                    tries += 1;
+                    assert!(tries <= failures, "fails although no fault is left");
+                }
+                mirror.nft_mut().failures = 0;
+                held = rows;
+                fake = mirror.nft_mut().clone();
+                for state in &fake.history {
+                    assert_every_frontend_has_all_its_slots(state);
+                }
+                let mut restarted = Services::adopt(fake.clone(), DEFAULT_MARK).await.unwrap();
+                assert_eq!(restarted.replace(&held).await.unwrap(), 0, "a restart finds nothing to change");
+            }
+            Ok::<(), TestCaseError>(())
+        })?;
+    }
+}
+
+#[test]
+fn a_cold_load_goes_in_parts_and_the_frontends_last() {
+    block_on(async {
+        let rows = many_rows(4_000);
+        let mut services = Services::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
+        assert_eq!(services.replace(&rows).await.unwrap(), 16_000);
+        let history = &services.nft_mut().history;
+        assert!(history.len() > 4, "one transaction would take nft's memory to the sky");
+        history.iter().for_each(|state| assert_every_frontend_has_all_its_slots(state));
+    });
+}
+
+#[test]
+fn s31_a_refused_transaction_changes_nothing_and_the_next_try_carries_it_out() {
+    block_on(async {
+        let mut services = Services::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
+        services.replace(&many_rows(1)).await.unwrap();
+        let before = services.nft_mut().history.last().cloned();
+        services.nft_mut().failures = 1;
+        assert!(services.replace(&many_rows(2)).await.is_err());
+        assert_eq!(services.nft_mut().history.last().cloned(), before);
+        services.replace(&many_rows(2)).await.unwrap();
+        assert_eq!(services.replace(&many_rows(2)).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn s31_a_mirror_that_is_wrong_is_mended_by_observing() {
+    block_on(async {
+        let mut services = Services::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
+        services.replace(&many_rows(2)).await.unwrap();
+        for family in ["ip", "ip6"] {
+            services.nft_mut().load(&format!("delete table {family} podway")).await.unwrap();
+        }
+        assert!(services.replace(&many_rows(3)).await.is_err());
+        services.observe().await.unwrap();
+        assert_eq!(services.replace(&many_rows(3)).await.unwrap(), 12);
+    });
+}
+
+#[test]
+fn n10_the_networks_sets_follow_and_overlaps_are_merged() {
+    block_on(async {
+        let rows = NetworkRows {
+            pod_networks: vec!["10.77.0.0/16".parse().unwrap(), "10.77.3.0/24".parse().unwrap()],
+            own_subnets: vec!["10.77.3.0/24".parse().unwrap(), "fd77::/64".parse().unwrap()],
+        };
+        let mut network = Network::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
+        assert_eq!(network.replace(&rows).await.unwrap(), 3);
+        assert_eq!(network.replace(&rows).await.unwrap(), 0);
+    });
+}
+
+/// The law of the transactions: no packet ever finds a frontend that leads to a slot that is not there.
+fn assert_every_frontend_has_all_its_slots(state: &[[String; 4]]) {
+    let slots: BTreeMap<(&str, &str), &str> = state
+        .iter()
+        .filter(|[_, set, ..]| set == "endpoints")
+        .map(|[table, _, key, value]| ((table.as_str(), key.as_str()), value.as_str()))
+        .collect();
+    for [table, _, key, value] in state.iter().filter(|[_, set, ..]| set == "service-ips") {
+        let count: u32 = value.trim_end_matches("\"}}").rsplit_once('-').unwrap().1.parse().unwrap();
+        for slot in 0..count {
+            let slot_key = format!("{},{slot}]}}", key.trim_end_matches("]}"));
+            assert!(
+                slots.contains_key(&(table.as_str(), slot_key.as_str())),
+                "{key} lacks slot {slot} of {count}"
+            );
+        }
+    }
+}
+
+fn rows() -> impl Strategy<Value = Rows> {
+    let address = (any::<bool>(), 0u8..4).prop_map(|(v6, host)| match v6 {
+        true => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)]),
+        false => IpAddr::from([10, 96, 0, host]),
+    });
+    let frontend = (address, any::<bool>()).prop_map(|(address, udp)| Frontend {
+        address,
+        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+        port: 80,
+    });
+    let pool = prop_oneof![
+        Just(Pool::Reject),
+        Just(Pool::Drop),
+        (prop::collection::btree_set(0u8..9, 1..6), any::<bool>()).prop_map(|(hosts, pods)| Pool::Balance {
+            targets: hosts.into_iter().map(|host| SocketAddr::from(([10, 1, 0, host], 8080))).collect(),
+            masquerade: if pods { Masquerade::UnlessPod } else { Masquerade::Never },
+        }),
+    ];
+    let hairpin = (0u8..4).prop_map(|host| Hairpin {
+        address: [10, 1, 0, host].into(),
+        protocol: Protocol::Tcp,
+        port: 8080,
+    });
+    (
+        prop::collection::btree_map(frontend, pool, 0..8),
+        prop::collection::btree_map(hairpin, Just(()), 0..3),
+        prop::collection::btree_map(
+            (0u8..4).prop_map(|host| IpAddr::from([10, 96, 0, host])),
+            Just(()),
+            0..3,
+        ),
+    )
+        .prop_map(|(frontends, hairpins, cluster_ips)| Rows {
+            frontends,
+            hairpins,
+            cluster_ips,
+            pod_networks: BTreeMap::from([("10.1.0.0/16".parse().unwrap(), ())]),
+        })
+}
+
+fn many_rows(services: u16) -> Rows {
+    let mut rows = Rows::default();
+    for n in 0..services {
+        let [high, low] = n.to_be_bytes();
+        let address = IpAddr::from([10, 96, high, low]);
+        let target = |host| SocketAddr::from(([10, high, low, host], 8080));
+        let pool = Pool::Balance { targets: vec![target(1), target(2)], masquerade: Masquerade::Never };
+        rows.frontends.insert(Frontend { address, protocol: Protocol::Tcp, port: 80 }, pool);
+        rows.cluster_ips.insert(address, ());
+    }
+    rows
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
