@@ -1,5 +1,7 @@
 //! The schema and the rows in the kernel, by the real nft, each test in a network namespace of its own. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! What the tables hold between two transactions, with faults injected; nothing here touches the kernel.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 

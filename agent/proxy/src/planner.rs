@@ -57,12 +57,17 @@ impl Planner {
                 self.dirty.insert(name);
             }
             Event::EndpointSlice(name, slice) => self.apply_slice(name, slice),
-            Event::Node(node) if node != self.node => {
-                self.node = node;
-                self.dirty.extend(self.services.keys().cloned());
-            }
-            Event::Node(_) => {}
+            Event::Node(node) => self.apply_node(node),
         }
+    }
+
+    fn apply_node(&mut self, node: NodeContext) {
+        let seen_by_services =
+            |it: &NodeContext| (it.name.clone(), it.zone.clone(), it.pod_networks.is_empty());
+        if seen_by_services(&node) != seen_by_services(&self.node) {
+            self.dirty.extend(self.services.keys().cloned());
+        }
+        self.node = node;
     }
 
     fn apply_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) {
@@ -98,7 +103,7 @@ impl Planner {
                 self.owners.insert(name, owner);
             }
         }
-        let pod_networks = self.node.pod_networks.iter().map(|network| (*network, ())).collect();
+        let pod_networks = IpNet::aggregate(&self.node.pod_networks).into_iter().map(|it| (it, ())).collect();
         delta.pod_networks = diff(&pod_networks, &self.pod_networks);
         self.pod_networks = pod_networks;
         delta
@@ -127,11 +132,8 @@ impl Planner {
 
     /// Frontends that more than one Service claims, the one that has it first (contract S29).
     pub fn contested(&self) -> BTreeMap<Frontend, Vec<ObjectName>> {
-        let claimants = self.frontends.iter().map(|(frontend, _)| {
-            let names: Vec<_> = self.frontends.owners(frontend).map(|(_, name)| name.clone()).collect();
-            (*frontend, names)
-        });
-        claimants.filter(|(_, names)| names.len() > 1).collect()
+        let names = |frontend| self.frontends.owners(frontend).map(|(_, name)| name.clone()).collect();
+        self.frontends.contested().map(|frontend| (*frontend, names(frontend))).collect()
     }
 
     /// The number of Services known.
@@ -219,6 +221,21 @@ mod tests {
         assert!(planner.rows().frontends.values().all(|pool| matches!(pool, Pool::Balance { .. })));
         planner.apply(Event::Service(name("svc", 2), None));
         assert_eq!(planner.replan().frontends.set.into_values().collect::<Vec<_>>(), [Pool::Reject]);
+    }
+
+    #[test]
+    fn a_grown_pod_network_changes_its_own_row_only() {
+        let mut planner = Planner::default();
+        let node = |networks: &[&str]| {
+            let pod_networks = networks.iter().map(|it| it.parse().unwrap()).collect();
+            Event::Node(NodeContext { pod_networks, ..NodeContext::default() })
+        };
+        planner.apply(Event::Service(name("svc", 1), Some(service(0, 1, 1))));
+        planner.apply(Event::EndpointSlice(name("slice", 1), Some(slice(1, 0, vec![ready(1)]))));
+        planner.apply(node(&["10.1.0.0/24", "10.1.0.7/32"]));
+        assert_eq!(planner.replan().pod_networks.set.len(), 1, "overlapping networks are one row");
+        planner.apply(node(&["10.1.0.0/24", "10.2.0.0/24"]));
+        assert_eq!(planner.replan().len(), 1);
     }
 
     fn identity(event: &Event) -> (u8, Option<ObjectName>) {

@@ -1,6 +1,6 @@
 //! A table whose keys may be wanted by several owners at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which value stands for a key when several owners claim it: that of the least owner.
 ///
@@ -12,11 +12,12 @@ pub struct Claims<K, O, V> {
     /// Sorted by owner. A vector, because nearly every key has one claim and there may be 100,000 keys.
     by_key: BTreeMap<K, Vec<(O, V)>>,
     by_owner: BTreeMap<O, Vec<K>>,
+    contested: BTreeSet<K>,
 }
 
 impl<K, O, V> Default for Claims<K, O, V> {
     fn default() -> Self {
-        Self { by_key: BTreeMap::new(), by_owner: BTreeMap::new() }
+        Self { by_key: BTreeMap::new(), by_owner: BTreeMap::new(), contested: BTreeSet::new() }
     }
 }
 
@@ -51,8 +52,10 @@ impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
             (Err(at), Some(value)) => claims.insert(at, (owner.clone(), value)),
             (Err(_), None) => {}
         }
-        if claims.is_empty() {
-            self.by_key.remove(&key);
+        match claims.len() {
+            0 => drop(self.by_key.remove(&key)),
+            1 => drop(self.contested.remove(&key)),
+            _ => drop(self.contested.insert(key.clone())),
         }
         let after = self.get(&key);
         if before.as_ref() != after {
@@ -68,6 +71,11 @@ impl<K: Ord + Clone, O: Ord + Clone, V: PartialEq + Clone> Claims<K, O, V> {
     /// Every owner that claims `key`, the winner first.
     pub fn owners(&self, key: &K) -> impl Iterator<Item = &O> {
         self.by_key.get(key).into_iter().flatten().map(|(owner, _)| owner)
+    }
+
+    /// The keys that more than one owner claims.
+    pub fn contested(&self) -> impl Iterator<Item = &K> {
+        self.contested.iter()
     }
 
     /// The standing table, in key order.
@@ -122,6 +130,8 @@ mod tests {
                     scratch.entry(*key).or_insert(*value);
                 }
             }
+            let claimants = |key: &u8| last.values().filter(|wanted| wanted.contains_key(key)).count();
+            prop_assert!(claims.contested().eq(scratch.keys().filter(|key| claimants(key) > 1)));
             prop_assert_eq!(&mirror, &scratch);
             prop_assert_eq!(claims.iter().map(|(k, v)| (*k, *v)).collect::<BTreeMap<_, _>>(), scratch);
         }

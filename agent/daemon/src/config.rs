@@ -1,0 +1,283 @@
+//! The daemon's configuration: one YAML file, `PODWAY_*` variables over it, flags over those.
+//!
+//! The documented file with every field and its default is `manifests/config.yaml`; `podway config` prints it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use podway_cluster::SourceConfig;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::overrides::{self, Override};
+
+/// The documented configuration file, every field at its default.
+pub const DOCUMENTED: &str = include_str!("../../../manifests/config.yaml");
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// This node's name in the cluster; empty = the host name, lower-cased.
+    pub node_name: String,
+    /// What translates Service addresses.
+    pub dataplane: Dataplane,
+    /// Where the cluster state comes from.
+    pub source: SourceConfig,
+    /// The pod network.
+    pub network: NetworkConfig,
+    /// The Services.
+    pub services: ServicesConfig,
+    /// The eBPF dataplane.
+    pub ebpf: EbpfConfig,
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// Who translates Service addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dataplane {
+    /// nftables, packet by packet.
+    #[default]
+    Nftables,
+    /// eBPF, at connect(), with nftables for whatever does not pass there.
+    Ebpf,
+}
+
+/// `network`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Whether podway runs the pod network.
+    pub enabled: bool,
+    /// A file or folder of Nodes in place of the source's; empty = the source's.
+    pub nodes: PathBuf,
+    /// The ranges that hold all pods; empty = the subnets of all nodes.
+    pub pod_networks: Vec<IpNet>,
+    /// The interface that other nodes are reached by; empty = the one with the Node's address, else that of the
+    /// default route.
+    pub interface: String,
+    /// The VXLAN network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// The VXLAN UDP port.
+    pub port: u16,
+    /// The MTU between the nodes; 0 = the interface's.
+    pub mtu: u32,
+    /// Whether pods get the node's address towards everything outside the pod network.
+    pub masquerade: bool,
+    /// Where flannel's CNI plugin looks for this node's subnet; empty = not written.
+    pub subnet_file: PathBuf,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            nodes: PathBuf::new(),
+            pod_networks: Vec::new(),
+            interface: String::new(),
+            vni: 1,
+            port: 8472,
+            mtu: 0,
+            masquerade: true,
+            subnet_file: "/run/flannel/subnet.env".into(),
+        }
+    }
+}
+
+/// `services`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ServicesConfig {
+    /// Whether podway runs the Services.
+    pub enabled: bool,
+    /// The bit of the packet mark that means "masquerade", 0 to 31; kube-proxy's default.
+    pub masquerade_bit: u8,
+}
+
+impl Default for ServicesConfig {
+    fn default() -> Self {
+        Self { enabled: true, masquerade_bit: 14 }
+    }
+}
+
+impl ServicesConfig {
+    /// The mark with only that bit set.
+    pub fn mark(&self) -> u32 {
+        1 << self.masquerade_bit
+    }
+}
+
+/// `ebpf`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EbpfConfig {
+    /// The cgroup (v2) whose sockets are served; empty = the root of the mounted hierarchy.
+    pub cgroup: PathBuf,
+    /// Where programs and maps outlive the daemon, on a bpffs.
+    pub pin_directory: PathBuf,
+}
+
+impl Default for EbpfConfig {
+    fn default() -> Self {
+        Self { cgroup: PathBuf::new(), pin_directory: "/sys/fs/bpf/podway".into() }
+    }
+}
+
+/// `log`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,podway_netlink=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// Reads `file` (none: all defaults) and puts `overrides` over it, the last one last. An error names the file or
+    /// variable and the field.
+    pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Self> {
+        let mut tree = match file {
+            None => Value::Object(Default::default()),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("config {}", path.display()))?;
+                read_tree(&text).with_context(|| format!("config {}", path.display()))?
+            }
+        };
+        let base: Result<Self> = from_tree(tree.clone());
+        base.with_context(|| file.map_or("config".to_owned(), |path| format!("config {}", path.display())))?;
+        for change in overrides {
+            overrides::apply(&mut tree, change)?;
+            from_tree(tree.clone()).with_context(|| change.origin.clone())?;
+        }
+        let mut config = from_tree(tree)?;
+        config.node_name = node_name(&config.node_name)?;
+        Ok(config)
+    }
+}
+
+fn read_tree(text: &str) -> Result<Value> {
+    match serde_saphyr::from_str(text)? {
+        Value::Null => Ok(Value::Object(Default::default())),
+        tree @ Value::Object(_) => Ok(tree),
+        _ => bail!("must be a mapping of fields"),
+    }
+}
+
+fn from_tree(tree: Value) -> Result<Config> {
+    let config: Config = serde_path_to_error::deserialize(tree)
+        .map_err(|error| anyhow::anyhow!("{}: {}", error.path().to_string(), error.inner()))?;
+    config.check()?;
+    Ok(config)
+}
+
+impl Config {
+    fn check(&self) -> Result<()> {
+        let network = &self.network;
+        if !(1..1 << 24).contains(&network.vni) {
+            bail!("network.vni: {} is not between 1 and 16777215", network.vni);
+        }
+        if network.port == 0 {
+            bail!("network.port: must not be 0");
+        }
+        if network.mtu != 0 && !(1350..=65535).contains(&network.mtu) {
+            bail!("network.mtu: {} leaves IPv6 pods no room; use 1350 to 65535, or 0", network.mtu);
+        }
+        if self.services.masquerade_bit > 31 {
+            bail!("services.masqueradeBit: {} is not between 0 and 31", self.services.masquerade_bit);
+        }
+        if !network.enabled && !self.services.enabled {
+            bail!("network.enabled, services.enabled: both are false, so there is nothing to do");
+        }
+        Ok(())
+    }
+}
+
+/// Trimmed and lower-cased as kubelet does (contract S40).
+fn node_name(configured: &str) -> Result<String> {
+    let name = match configured.trim() {
+        "" => nix::unistd::gethostname().context("host name")?.to_string_lossy().trim().to_lowercase(),
+        name => name.to_lowercase(),
+    };
+    if name.is_empty() {
+        bail!("nodeName: this host has no name; set nodeName");
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_file_is_the_defaults() {
+        let documented: Config = from_tree(read_tree(DOCUMENTED).unwrap()).unwrap();
+        assert_eq!(documented, Config::default());
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_path() {
+        let error = read("network:\n  vnii: 7\n").unwrap_err();
+        assert!(error.contains("network") && error.contains("vnii") && error.contains("vni"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_path() {
+        for (text, path) in [
+            ("network: {port: many}", "network.port"),
+            ("network: {vni: 0}", "network.vni"),
+            ("network: {mtu: 500}", "network.mtu"),
+            ("network: {podNetworks: [10.0.0.0/40]}", "network.podNetworks[0]"),
+            ("dataplane: magic", "dataplane"),
+            ("services: {masqueradeBit: 32}", "services.masqueradeBit"),
+            ("source: {directory: {}}", "source.directory"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(path), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn variables_go_over_the_file_and_flags_over_both() {
+        let changes = [
+            Override::from_variable("PODWAY_NETWORK_VNI", "9").unwrap().unwrap(),
+            Override::from_variable("PODWAY_SOURCE_DIRECTORY_PATH", "/manifests").unwrap().unwrap(),
+            Override::from_flag("network.vni=10").unwrap(),
+            Override::from_flag("nodeName=7").unwrap(),
+        ];
+        let config = Config::load(None, &changes).unwrap();
+        assert_eq!((config.network.vni, config.node_name.as_str()), (10, "7"));
+        assert!(matches!(config.source, SourceConfig::Directory(_)));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named() {
+        let changes = [Override::from_variable("PODWAY_NETWORK_PORT", "x").unwrap().unwrap()];
+        let error = format!("{:#}", Config::load(None, &changes).unwrap_err());
+        assert!(error.contains("PODWAY_NETWORK_PORT") && error.contains("network.port"), "{error}");
+    }
+
+    fn read(text: &str) -> Result<Config, String> {
+        read_tree(text).and_then(from_tree).map_err(|error| format!("{error:#}"))
+    }
+}

@@ -1,0 +1,157 @@
+//! `PODWAY_*` variables and `--set` flags: single fields put over the configuration file.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Every field that can be set singly; its variable is `PODWAY_` and the path in capitals, parts joined by `_`.
+const FIELDS: &[&str] = &[
+    "nodeName",
+    "dataplane",
+    "source.kube.kubeconfig",
+    "source.kube.server",
+    "source.kube.tokenFile",
+    "source.kube.caFile",
+    "source.kube.insecure",
+    "source.directory.path",
+    "network.enabled",
+    "network.nodes",
+    "network.podNetworks",
+    "network.interface",
+    "network.vni",
+    "network.port",
+    "network.mtu",
+    "network.masquerade",
+    "network.subnetFile",
+    "services.enabled",
+    "services.masqueradeBit",
+    "ebpf.cgroup",
+    "ebpf.pinDirectory",
+    "log.level",
+    "log.format",
+];
+
+/// Fields whose value is text even when it looks like something else.
+const TEXT: &[&str] = &["nodeName", "network.interface", "source.kube.server"];
+
+/// `PODWAY_*` variables that are not fields.
+const NOT_FIELDS: &[&str] = &["PODWAY_CONFIG"];
+
+/// One field with its new value.
+#[derive(Debug, Clone)]
+pub struct Override {
+    /// Where it was set, for errors.
+    pub origin: String,
+    path: &'static str,
+    value: Value,
+}
+
+impl Override {
+    /// Every setting in the environment: `NODE_NAME`, as DaemonSets set it from spec.nodeName, then each `PODWAY_*` in
+    /// the order of names.
+    pub fn from_environment() -> Result<Vec<Self>> {
+        let node_name = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+        let node_name = node_name.map(|name| Self::new("variable NODE_NAME".to_owned(), "nodeName", &name));
+        let mut variables: Vec<(String, String)> =
+            std::env::vars().filter(|(name, _)| name.starts_with("PODWAY_")).collect();
+        variables.sort();
+        let settings = variables.iter().filter_map(|(name, value)| Self::from_variable(name, value).transpose());
+        node_name.into_iter().chain(settings).collect()
+    }
+
+    /// Reads `PODWAY_NETWORK_VNI` and the like; `None` for a variable with another purpose.
+    pub fn from_variable(name: &str, value: &str) -> Result<Option<Self>> {
+        if NOT_FIELDS.contains(&name) {
+            return Ok(None);
+        }
+        let Some(path) = FIELDS.iter().find(|path| variable(path) == name) else {
+            bail!("{name}: there is no such setting; `podway config` lists them");
+        };
+        Self::new(format!("variable {name}"), path, value).map(Some)
+    }
+
+    /// Reads `network.vni=7`.
+    pub fn from_flag(flag: &str) -> Result<Self> {
+        let (path, value) = flag.split_once('=').with_context(|| format!("--set {flag}: must be FIELD=VALUE"))?;
+        let Some(path) = FIELDS.iter().find(|known| **known == path) else {
+            bail!("--set {flag}: there is no field {path}; `podway config` lists them");
+        };
+        Self::new(format!("--set {flag}"), path, value)
+    }
+
+    fn new(origin: String, path: &'static str, text: &str) -> Result<Self> {
+        let value = match TEXT.contains(&path) {
+            true => Value::String(text.to_owned()),
+            false => match serde_saphyr::from_str(text).with_context(|| origin.clone())? {
+                Value::Null => Value::String(String::new()),
+                value => value,
+            },
+        };
+        Ok(Self { origin, path, value })
+    }
+}
+
+/// Puts one field over `tree`. A field of one source takes the place of another source.
+pub fn apply(tree: &mut Value, change: &Override) -> Result<()> {
+    let mut parts: Vec<&str> = change.path.split('.').collect();
+    let Some(last) = parts.pop() else { return Ok(()) };
+    let mut place = tree;
+    for part in parts {
+        let fields = place.as_object_mut().with_context(|| format!("{}: not a mapping", change.path))?;
+        if matches!(part, "kube" | "directory") {
+            fields.retain(|name, _| name == part);
+        }
+        let next = fields.entry(part).or_insert_with(|| Value::Object(Default::default()));
+        if next.is_null() {
+            *next = Value::Object(Default::default());
+        }
+        place = next;
+    }
+    let fields = place.as_object_mut().with_context(|| format!("{}: not a mapping", change.path))?;
+    fields.insert(last.to_owned(), change.value.clone());
+    Ok(())
+}
+
+fn variable(path: &str) -> String {
+    let mut name = String::from("PODWAY_");
+    for letter in path.chars() {
+        match letter {
+            '.' => name.push('_'),
+            letter if letter.is_ascii_uppercase() => name.extend(['_', letter]),
+            letter => name.push(letter.to_ascii_uppercase()),
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_variables_follow_the_path() {
+        assert_eq!(variable("source.kube.tokenFile"), "PODWAY_SOURCE_KUBE_TOKEN_FILE");
+        assert!(Override::from_variable("PODWAY_NETWORK_VNII", "1").is_err());
+        assert!(Override::from_variable("PODWAY_CONFIG", "/etc/x").unwrap().is_none());
+    }
+
+    #[test]
+    fn every_field_of_the_documented_file_can_be_set_singly_and_no_other() {
+        let documented: Value = serde_saphyr::from_str(crate::config::DOCUMENTED).unwrap();
+        let mut documented = leaves("", &documented);
+        documented.extend(["source.directory.path".to_owned()]);
+        let mut fields: Vec<_> = FIELDS.iter().map(|path| (*path).to_owned()).collect();
+        documented.sort();
+        fields.sort();
+        assert_eq!(documented, fields);
+    }
+
+    fn leaves(path: &str, value: &Value) -> Vec<String> {
+        match value {
+            Value::Object(fields) => fields
+                .iter()
+                .flat_map(|(name, value)| leaves(&[path, name].join(if path.is_empty() { "" } else { "." }), value))
+                .collect(),
+            _ => vec![path.to_owned()],
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The service half: events in, rows planned, both dataplanes fed.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use podway_cluster::Kind;
+use podway_nftables::{NftProcess, Recovery, Services};
+use podway_proxy::{Event, Frontend, ObjectName, Planner, RowDelta};
+use podway_reconcile::Retry;
+use tracing::{info, warn};
+
+/// Turns events into rows and rows into kernel state.
+pub struct ServiceHalf {
+    planner: Planner,
+    nftables: Services,
+    bpf: Option<podway_bpf::BpfDataplane>,
+    waiting_for: BTreeSet<Kind>,
+    /// What is planned and not yet in the kernel; `None` until all of it was written once, and after a doubt.
+    pending: Option<RowDelta>,
+    contested: BTreeSet<Frontend>,
+    retry: Retry,
+}
+
+impl ServiceHalf {
+    /// A half that writes nothing before Services and EndpointSlices have been listed once (contract S32).
+    pub fn new(nftables: Services<NftProcess>, bpf: Option<podway_bpf::BpfDataplane>) -> Self {
+        Self {
+            planner: Planner::default(),
+            nftables,
+            bpf,
+            waiting_for: BTreeSet::from([Kind::Service, Kind::EndpointSlice]),
+            pending: None,
+            contested: BTreeSet::new(),
+            retry: Retry::new(Duration::from_millis(100), Duration::from_secs(30)),
+        }
+    }
+
+    /// Takes note of an event.
+    pub fn apply(&mut self, event: Event) {
+        self.planner.apply(event);
+    }
+
+    /// Takes note that the first list of a kind is complete.
+    pub fn synced(&mut self, kind: Kind) {
+        self.waiting_for.remove(&kind);
+    }
+
+    /// Brings the kernel to what is planned. An error is final; after a failure that may pass, returns how long to
+    /// wait before the next attempt.
+    pub async fn reconcile(&mut self) -> Result<Option<Duration>> {
+        if !self.waiting_for.is_empty() {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let change = self.planner.replan();
+        if let Some(pending) = &mut self.pending {
+            pending.merge(change);
+        }
+        match self.write().await {
+            Ok(0) => {}
+            Ok(written) => {
+                let took = format!("{:.1?}", started.elapsed());
+                info!(elements = written, services = self.planner.service_count(), took, "Services programmed");
+            }
+            Err(failure) => return self.after(failure).await.map(Some),
+        }
+        self.retry.succeeded();
+        self.report_contested();
+        Ok(None)
+    }
+
+    async fn write(&mut self) -> Result<usize, Failure> {
+        let Some(pending) = &self.pending else {
+            let rows = self.planner.rows();
+            let mut written = self.nftables.replace(&rows).await?;
+            if let Some(bpf) = &mut self.bpf {
+                written += bpf.replace(&rows)?;
+            }
+            self.pending = Some(RowDelta::default());
+            return Ok(written);
+        };
+        if pending.is_empty() {
+            return Ok(0);
+        }
+        let mut written = self.nftables.apply(pending).await?;
+        if let Some(bpf) = &mut self.bpf {
+            written += bpf.apply(pending)?;
+        }
+        self.pending = Some(RowDelta::default());
+        Ok(written)
+    }
+
+    /// A failed write leaves the previous rows standing; what is wanted is kept for the next attempt (contract S31).
+    async fn after(&mut self, failure: Failure) -> Result<Duration> {
+        if failure.recovery == Recovery::Fatal {
+            bail!(failure.message);
+        }
+        let wait = self.retry.failed();
+        warn!(failure = failure.message, again_in = ?wait, "Services could not be programmed; what stood still stands");
+        if failure.recovery == Recovery::Resync {
+            self.pending = None;
+            if let Err(error) = self.nftables.observe().await {
+                warn!(%error, "the nftables tables could not be read");
+            }
+        }
+        Ok(wait)
+    }
+
+    fn report_contested(&mut self) {
+        let contested = self.planner.contested();
+        for (frontend, claimants) in &contested {
+            if !self.contested.contains(frontend) {
+                warn!(frontend = ?frontend, has_it = %claimants[0], without = %names(&claimants[1..]), "several Services claim one address and port; the oldest has it");
+            }
+        }
+        self.contested = contested.into_keys().collect();
+    }
+}
+
+fn names(names: &[ObjectName]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+struct Failure {
+    message: String,
+    recovery: Recovery,
+}
+
+impl From<podway_nftables::Error> for Failure {
+    fn from(error: podway_nftables::Error) -> Self {
+        Self { recovery: error.recovery(), message: error.to_string() }
+    }
+}
+
+impl From<podway_bpf::Error> for Failure {
+    fn from(error: podway_bpf::Error) -> Self {
+        Self { recovery: Recovery::Retry, message: error.to_string() }
+    }
+}
