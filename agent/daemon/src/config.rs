@@ -13,12 +13,12 @@ use serde_json::Value;
 use crate::overrides::{self, Override};
 
 /// The documented configuration file, every field at its default.
-pub const DOCUMENTED: &str = include_str!("../../../manifests/config.yaml");
+pub(crate) const DOCUMENTED: &str = include_str!("../../../manifests/config.yaml");
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// This node's name in the cluster; empty = the host name, lower-cased.
     pub node_name: String,
     /// What translates Service addresses.
@@ -38,7 +38,7 @@ pub struct Config {
 /// Who translates Service addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Dataplane {
+pub(crate) enum Dataplane {
     /// nftables, packet by packet.
     #[default]
     Nftables,
@@ -49,12 +49,12 @@ pub enum Dataplane {
 /// `network`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct NetworkConfig {
+pub(crate) struct NetworkConfig {
     /// Whether podway runs the pod network.
     pub enabled: bool,
     /// A file or folder of Nodes in place of the source's; empty = the source's.
     pub nodes: PathBuf,
-    /// The ranges that hold all pods; empty = the subnets of all nodes.
+    /// The ranges that hold all pods of the cluster, at most one a family; a pod is whoever has an address in them.
     pub pod_networks: Vec<IpNet>,
     /// The interface that other nodes are reached by; empty = the one with the Node's address, else that of the
     /// default route.
@@ -76,7 +76,7 @@ impl Default for NetworkConfig {
         Self {
             enabled: true,
             nodes: PathBuf::new(),
-            pod_networks: Vec::new(),
+            pod_networks: vec![IpNet::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0).into(), 16)],
             interface: String::new(),
             vni: 1,
             port: 8472,
@@ -90,7 +90,7 @@ impl Default for NetworkConfig {
 /// `services`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ServicesConfig {
+pub(crate) struct ServicesConfig {
     /// Whether podway runs the Services.
     pub enabled: bool,
     /// The bit of the packet mark that means "masquerade", 0 to 31; kube-proxy's default.
@@ -105,7 +105,7 @@ impl Default for ServicesConfig {
 
 impl ServicesConfig {
     /// The mark with only that bit set.
-    pub fn mark(&self) -> u32 {
+    pub(crate) fn mark(&self) -> u32 {
         1 << self.masquerade_bit
     }
 }
@@ -113,7 +113,7 @@ impl ServicesConfig {
 /// `ebpf`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct EbpfConfig {
+pub(crate) struct EbpfConfig {
     /// The cgroup (v2) whose sockets are served; empty = the root of the mounted hierarchy.
     pub cgroup: PathBuf,
     /// Where programs and maps outlive the daemon, on a bpffs.
@@ -129,7 +129,7 @@ impl Default for EbpfConfig {
 /// `log`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct LogConfig {
+pub(crate) struct LogConfig {
     /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,podway_netlink=debug`.
     pub level: String,
     /// How lines look.
@@ -145,7 +145,7 @@ impl Default for LogConfig {
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     #[default]
     Text,
@@ -156,11 +156,12 @@ pub enum LogFormat {
 impl Config {
     /// Reads `file` (none: all defaults) and puts `overrides` over it, the last one last. An error names the file or
     /// variable and the field.
-    pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Self> {
+    pub(crate) fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Self> {
         let mut tree = match file {
             None => Value::Object(Default::default()),
             Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("config {}", path.display()))?;
+                let text =
+                    std::fs::read_to_string(path).with_context(|| format!("config {}", path.display()))?;
                 read_tree(&text).with_context(|| format!("config {}", path.display()))?
             }
         };
@@ -186,7 +187,7 @@ fn read_tree(text: &str) -> Result<Value> {
 
 fn from_tree(tree: Value) -> Result<Config> {
     let config: Config = serde_path_to_error::deserialize(tree)
-        .map_err(|error| anyhow::anyhow!("{}: {}", error.path().to_string(), error.inner()))?;
+        .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))?;
     config.check()?;
     Ok(config)
 }
@@ -196,6 +197,14 @@ impl Config {
         let network = &self.network;
         if !(1..1 << 24).contains(&network.vni) {
             bail!("network.vni: {} is not between 1 and 16777215", network.vni);
+        }
+        for family in [|it: &&IpNet| it.addr().is_ipv4(), |it: &&IpNet| it.addr().is_ipv6()] {
+            if network.pod_networks.iter().filter(family).count() > 1 {
+                bail!("network.podNetworks: at most one range for IPv4 and one for IPv6");
+            }
+        }
+        if network.pod_networks.is_empty() {
+            bail!("network.podNetworks: must name the range that holds all pods, such as 10.244.0.0/16");
         }
         if network.port == 0 {
             bail!("network.port: must not be 0");
@@ -248,6 +257,8 @@ mod tests {
             ("network: {vni: 0}", "network.vni"),
             ("network: {mtu: 500}", "network.mtu"),
             ("network: {podNetworks: [10.0.0.0/40]}", "network.podNetworks[0]"),
+            ("network: {podNetworks: []}", "network.podNetworks"),
+            ("network: {podNetworks: [10.0.0.0/16, 10.1.0.0/16]}", "network.podNetworks"),
             ("dataplane: magic", "dataplane"),
             ("services: {masqueradeBit: 32}", "services.masqueradeBit"),
             ("source: {directory: {}}", "source.directory"),

@@ -38,7 +38,7 @@ const NOT_FIELDS: &[&str] = &["PODWAY_CONFIG"];
 
 /// One field with its new value.
 #[derive(Debug, Clone)]
-pub struct Override {
+pub(crate) struct Override {
     /// Where it was set, for errors.
     pub origin: String,
     path: &'static str,
@@ -48,18 +48,19 @@ pub struct Override {
 impl Override {
     /// Every setting in the environment: `NODE_NAME`, as DaemonSets set it from spec.nodeName, then each `PODWAY_*` in
     /// the order of names.
-    pub fn from_environment() -> Result<Vec<Self>> {
+    pub(crate) fn from_environment() -> Result<Vec<Self>> {
         let node_name = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
         let node_name = node_name.map(|name| Self::new("variable NODE_NAME".to_owned(), "nodeName", &name));
         let mut variables: Vec<(String, String)> =
             std::env::vars().filter(|(name, _)| name.starts_with("PODWAY_")).collect();
         variables.sort();
-        let settings = variables.iter().filter_map(|(name, value)| Self::from_variable(name, value).transpose());
+        let settings =
+            variables.iter().filter_map(|(name, value)| Self::from_variable(name, value).transpose());
         node_name.into_iter().chain(settings).collect()
     }
 
     /// Reads `PODWAY_NETWORK_VNI` and the like; `None` for a variable with another purpose.
-    pub fn from_variable(name: &str, value: &str) -> Result<Option<Self>> {
+    pub(crate) fn from_variable(name: &str, value: &str) -> Result<Option<Self>> {
         if NOT_FIELDS.contains(&name) {
             return Ok(None);
         }
@@ -70,8 +71,9 @@ impl Override {
     }
 
     /// Reads `network.vni=7`.
-    pub fn from_flag(flag: &str) -> Result<Self> {
-        let (path, value) = flag.split_once('=').with_context(|| format!("--set {flag}: must be FIELD=VALUE"))?;
+    pub(crate) fn from_flag(flag: &str) -> Result<Self> {
+        let (path, value) =
+            flag.split_once('=').with_context(|| format!("--set {flag}: must be FIELD=VALUE"))?;
         let Some(path) = FIELDS.iter().find(|known| **known == path) else {
             bail!("--set {flag}: there is no field {path}; `podway config` lists them");
         };
@@ -91,7 +93,7 @@ impl Override {
 }
 
 /// Puts one field over `tree`. A field of one source takes the place of another source.
-pub fn apply(tree: &mut Value, change: &Override) -> Result<()> {
+pub(crate) fn apply(tree: &mut Value, change: &Override) -> Result<()> {
     let mut parts: Vec<&str> = change.path.split('.').collect();
     let Some(last) = parts.pop() else { return Ok(()) };
     let mut place = tree;
@@ -149,7 +151,9 @@ mod tests {
         match value {
             Value::Object(fields) => fields
                 .iter()
-                .flat_map(|(name, value)| leaves(&[path, name].join(if path.is_empty() { "" } else { "." }), value))
+                .flat_map(|(name, value)| {
+                    leaves(&[path, name].join(if path.is_empty() { "" } else { "." }), value)
+                })
                 .collect(),
             _ => vec![path.to_owned()],
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 const CAP_NET_ADMIN: u32 = 12;
 
 /// Fails, saying what is missing, unless links, routes and nftables may be changed.
-pub fn require_net_admin() -> Result<()> {
+pub(crate) fn require_net_admin() -> Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     if !has_capability(&status, CAP_NET_ADMIN) {
         bail!("needs the capability CAP_NET_ADMIN to program the network: run it as root");

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use podway_cluster::Kind;
 use podway_nftables::{NftProcess, Recovery, Services};
-use podway_proxy::{Event, Frontend, ObjectName, Planner, RowDelta};
+use podway_proxy::{Frontend, ObjectName, Planner, RowDelta, Rows};
 use podway_reconcile::Retry;
 use tracing::{info, warn};
 
+use crate::run::{Half, ServiceEvent};
+
 /// Turns events into rows and rows into kernel state.
-pub struct ServiceHalf {
+pub(crate) struct ServiceHalf {
     planner: Planner,
     nftables: Services,
     bpf: Option<podway_bpf::BpfDataplane>,
@@ -24,7 +26,7 @@ pub struct ServiceHalf {
 
 impl ServiceHalf {
     /// A half that writes nothing before Services and EndpointSlices have been listed once (contract S32).
-    pub fn new(nftables: Services<NftProcess>, bpf: Option<podway_bpf::BpfDataplane>) -> Self {
+    pub(crate) fn new(nftables: Services<NftProcess>, bpf: Option<podway_bpf::BpfDataplane>) -> Self {
         Self {
             planner: Planner::default(),
             nftables,
@@ -35,20 +37,19 @@ impl ServiceHalf {
             retry: Retry::new(Duration::from_millis(100), Duration::from_secs(30)),
         }
     }
+}
 
-    /// Takes note of an event.
-    pub fn apply(&mut self, event: Event) {
-        self.planner.apply(event);
+impl Half for ServiceHalf {
+    type Event = ServiceEvent;
+
+    fn apply(&mut self, event: ServiceEvent) {
+        match event {
+            ServiceEvent::Change(event) => self.planner.apply(event),
+            ServiceEvent::Synced(kind) => drop(self.waiting_for.remove(&kind)),
+        }
     }
 
-    /// Takes note that the first list of a kind is complete.
-    pub fn synced(&mut self, kind: Kind) {
-        self.waiting_for.remove(&kind);
-    }
-
-    /// Brings the kernel to what is planned. An error is final; after a failure that may pass, returns how long to
-    /// wait before the next attempt.
-    pub async fn reconcile(&mut self) -> Result<Option<Duration>> {
+    async fn reconcile(&mut self) -> Result<Option<Duration>> {
         if !self.waiting_for.is_empty() {
             return Ok(None);
         }
@@ -61,7 +62,12 @@ impl ServiceHalf {
             Ok(0) => {}
             Ok(written) => {
                 let took = format!("{:.1?}", started.elapsed());
-                info!(elements = written, services = self.planner.service_count(), took, "Services programmed");
+                info!(
+                    elements = written,
+                    services = self.planner.service_count(),
+                    took,
+                    "Services programmed"
+                );
             }
             Err(failure) => return self.after(failure).await.map(Some),
         }
@@ -69,25 +75,34 @@ impl ServiceHalf {
         self.report_contested();
         Ok(None)
     }
+}
 
+impl ServiceHalf {
+    /// Writes what is pending, or everything; returns the number of elements and frontends written.
     async fn write(&mut self) -> Result<usize, Failure> {
-        let Some(pending) = &self.pending else {
-            let rows = self.planner.rows();
-            let mut written = self.nftables.replace(&rows).await?;
-            if let Some(bpf) = &mut self.bpf {
-                written += bpf.replace(&rows)?;
+        let written = match &self.pending {
+            Some(pending) if pending.is_empty() => return Ok(0),
+            Some(pending) => {
+                let written = self.nftables.apply(pending).await?;
+                if let Some(bpf) = &mut self.bpf {
+                    bpf.apply(pending)?;
+                }
+                written
             }
-            self.pending = Some(RowDelta::default());
-            return Ok(written);
+            None => self.write_all().await?,
         };
-        if pending.is_empty() {
-            return Ok(0);
-        }
-        let mut written = self.nftables.apply(pending).await?;
-        if let Some(bpf) = &mut self.bpf {
-            written += bpf.apply(pending)?;
-        }
         self.pending = Some(RowDelta::default());
+        Ok(written)
+    }
+
+    async fn write_all(&mut self) -> Result<usize, Failure> {
+        let rows = self.planner.rows();
+        let written = self.nftables.replace(&rows).await?;
+        if let Some(bpf) = &mut self.bpf {
+            let held = Rows { frontends: bpf.observe()?, ..Rows::default() };
+            bpf.apply(&held.delta_to(&rows))?;
+            bpf.attach()?;
+        }
         Ok(written)
     }
 

@@ -1,0 +1,32 @@
+//! `podway cleanup`: removes everything of ours and nothing else (contract S22).
+
+use anyhow::{Result, bail};
+use podway_nftables::{Network, NftProcess, Services};
+use tracing::info;
+
+use crate::config::Config;
+use crate::network::{remove_overlay, remove_subnet_file};
+use crate::privilege::require_net_admin;
+
+/// Removes tables, links, routes, pinned programs and the subnet file. Goes on after a failure, so that one broken
+/// part does not keep the rest; what failed is named at the end.
+pub(crate) async fn cleanup(config: &Config) -> Result<()> {
+    require_net_admin()?;
+    let mut failures = Vec::new();
+    let mut note = |what: &str, result: Result<()>| match result {
+        Ok(()) => info!("removed: {what}"),
+        Err(error) => failures.push(format!("{what}: {error:#}")),
+    };
+    note(
+        "eBPF programs and maps",
+        podway_bpf::BpfDataplane::remove_all(&config.ebpf.pin_directory).map_err(Into::into),
+    );
+    note("Service tables", Services::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
+    note("pod network masquerade", Network::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
+    note("VXLAN links and routes", remove_overlay().await);
+    note("subnet file", remove_subnet_file(config));
+    match failures.is_empty() {
+        true => Ok(()),
+        false => bail!("not everything could be removed: {}", failures.join("; ")),
+    }
+}

@@ -1,0 +1,265 @@
+//! The network half: Nodes in; links, routes, neighbours, FDB entries, masquerade and flannel's files out.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use podway_cluster::{NodeWriter, SourceConfig};
+use podway_netlink::{InterfaceChoice, Netlink, Recovery};
+use podway_nftables::{Network, NetworkRows};
+use podway_overlay::{Host, LinkName, Mtu, Node, Observed, Op, Overlay, Peering, Problem, Settings, Vni};
+use podway_reconcile::Retry;
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::run::{Half, NetworkEvent};
+
+/// How long the API server may take to note this node's part; it is asked again later.
+const ANNOTATE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Turns Nodes into the pod network of this one.
+pub(crate) struct NetworkHalf {
+    config: Config,
+    overlay: Overlay,
+    netlink: Netlink,
+    masquerade: Network,
+    writer: Option<NodeWriter>,
+    own: Option<Node>,
+    /// The own Node as it was when the external interface was chosen.
+    located: Option<Node>,
+    synced: bool,
+    announced: bool,
+    problems: BTreeSet<Problem>,
+    retry: Retry,
+}
+
+impl NetworkHalf {
+    /// A half that writes nothing before the Nodes have been listed once. `writer` tells the cluster of this node.
+    pub(crate) fn new(config: &Config, masquerade: Network, writer: Option<NodeWriter>) -> Result<Self> {
+        Ok(Self {
+            overlay: Overlay::new(overlay_settings(config)?)?,
+            netlink: Netlink::open()?,
+            masquerade,
+            writer: writer.filter(|_| peering(config) == Peering::Annotated),
+            own: None,
+            located: None,
+            synced: false,
+            announced: false,
+            problems: BTreeSet::new(),
+            retry: Retry::new(Duration::from_millis(100), Duration::from_secs(30)),
+            config: config.clone(),
+        })
+    }
+}
+
+/// The pod network as configured.
+pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
+    let network = &config.network;
+    let mut settings = Settings::new(&config.node_name, network.pod_networks.clone(), peering(config));
+    settings.vni = Vni::new(network.vni).context("network.vni")?;
+    settings.port = network.port;
+    settings.mtu = match network.mtu {
+        0 => None,
+        mtu => Some(Mtu::new(mtu).context("network.mtu")?),
+    };
+    Ok(settings)
+}
+
+/// Nodes of an API server tell each other their part by annotations; files are written by nobody but their owner.
+fn peering(config: &Config) -> Peering {
+    match (&config.source, config.network.nodes.as_os_str().is_empty()) {
+        (SourceConfig::Kube(_), true) => Peering::Annotated,
+        _ => Peering::Derived,
+    }
+}
+
+impl Half for NetworkHalf {
+    type Event = NetworkEvent;
+
+    fn apply(&mut self, event: NetworkEvent) {
+        match event {
+            NetworkEvent::Synced => self.synced = true,
+            NetworkEvent::Node(name, node) => {
+                self.overlay.apply(&name, node.as_ref());
+                if *name == *self.config.node_name {
+                    self.own = node;
+                }
+            }
+        }
+    }
+
+    async fn reconcile(&mut self) -> Result<Option<Duration>> {
+        if !self.synced {
+            return Ok(None);
+        }
+        let result = self.program().await;
+        self.report_problems();
+        match result {
+            Ok(()) => {
+                self.retry.succeeded();
+                Ok(None)
+            }
+            Err(error) if is_fatal(&error) => Err(error),
+            Err(error) => {
+                self.overlay.invalidate();
+                self.located = None;
+                let wait = self.retry.failed();
+                warn!(again_in = ?wait, "the pod network is not complete: {error:#}");
+                Ok(Some(wait))
+            }
+        }
+    }
+}
+
+impl NetworkHalf {
+    async fn program(&mut self) -> Result<()> {
+        self.locate().await?;
+        let started = Instant::now();
+        let ops = match self.overlay.changes() {
+            Some(ops) => ops,
+            None => {
+                let observed = self.netlink.observe(&self.overlay.link_names()).await?;
+                self.overlay.reconcile(&observed)
+            }
+        };
+        self.run(&ops).await?;
+        let masquerade = self.overlay.masquerade();
+        let rows = match self.config.network.masquerade {
+            true => {
+                NetworkRows { pod_networks: masquerade.pod_networks, own_subnets: masquerade.own_subnets }
+            }
+            false => NetworkRows::default(),
+        };
+        let written = self.masquerade.replace(&rows).await?;
+        self.write_subnet_file()?;
+        if !ops.is_empty() || written > 0 {
+            let took = format!("{:.1?}", started.elapsed());
+            info!(steps = ops.len() + written, took, "pod network programmed");
+        }
+        self.announce().await
+    }
+
+    /// Finds out which interface reaches the other nodes, anew when the own Node changed.
+    async fn locate(&mut self) -> Result<()> {
+        if self.own.is_none() || self.located == self.own {
+            return Ok(());
+        }
+        let external = self.external_interface().await?;
+        let observed: Observed = self.netlink.observe(&self.overlay.link_names()).await?;
+        debug!(interface = external.name.as_str(), "external interface");
+        let device_macs = observed.device_macs(&overlay_settings(&self.config)?);
+        self.overlay.set_host(Host { external, device_macs });
+        self.located = self.own.clone();
+        Ok(())
+    }
+
+    /// The configured one, else the one with an address of the own Node, else that of the default route.
+    async fn external_interface(&self) -> Result<podway_overlay::ExternalInterface> {
+        if !self.config.network.interface.is_empty() {
+            let name = LinkName::new(&self.config.network.interface).context("network.interface")?;
+            return Ok(self.netlink.external_interface(&InterfaceChoice::Name(name)).await?);
+        }
+        let addresses: &[IpAddr] = self.own.as_ref().map_or(&[], |node| &node.addresses);
+        for address in addresses {
+            if let Ok(found) = self.netlink.external_interface(&InterfaceChoice::Owner(*address)).await {
+                // By its name, so that the other family's address is looked for as well.
+                return Ok(self.netlink.external_interface(&InterfaceChoice::Name(found.name)).await?);
+            }
+        }
+        Ok(self.netlink.external_interface(&InterfaceChoice::DefaultRoute).await?)
+    }
+
+    async fn run(&self, ops: &[Op]) -> Result<()> {
+        let report = self.netlink.run(ops).await;
+        let mut failures = report.failures.into_iter();
+        let Some(first) = failures.next() else { return Ok(()) };
+        for failure in failures.take(10) {
+            warn!("{}", failure.error);
+        }
+        Err(first.error.into())
+    }
+
+    /// flannel's CNI plugin reads it (contract N9). Written beside and renamed, so that nobody reads half of it.
+    fn write_subnet_file(&self) -> Result<()> {
+        let path = &self.config.network.subnet_file;
+        let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) else { return Ok(()) };
+        let content = content.render();
+        if path.as_os_str().is_empty() || fs::read_to_string(path).is_ok_and(|held| held == content) {
+            return Ok(());
+        }
+        let write = || -> io::Result<()> {
+            let folder = path.parent().unwrap_or(Path::new("/"));
+            fs::create_dir_all(folder)?;
+            let beside = folder.join(format!(".{}", path.file_name().unwrap_or_default().to_string_lossy()));
+            fs::write(&beside, &content)?;
+            fs::rename(&beside, path)
+        };
+        write().with_context(|| format!("network.subnetFile {}", path.display()))
+    }
+
+    /// Tells the cluster how this node is reached, once the links stand (contract N5, N18).
+    async fn announce(&mut self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let node = &self.config.node_name;
+        let annotations = self.overlay.annotations();
+        if !annotations.is_empty() {
+            let annotations = annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            let written = tokio::time::timeout(ANNOTATE_DEADLINE, writer.annotate(node, &annotations)).await;
+            written.context("the API server does not answer")?.context("annotations of this Node")?;
+            info!(node, "this node's part of the pod network is announced");
+        }
+        if !self.announced && self.located.is_some() {
+            let now = SystemTime::now();
+            let written = tokio::time::timeout(ANNOTATE_DEADLINE, writer.network_available(node, now)).await;
+            written
+                .context("the API server does not answer")?
+                .context("condition NetworkUnavailable of this Node")?;
+            self.announced = true;
+        }
+        Ok(())
+    }
+
+    fn report_problems(&mut self) {
+        let problems: BTreeSet<Problem> = self.overlay.problems().into_iter().collect();
+        for problem in problems.difference(&self.problems) {
+            warn!(node = %problem.node, "{problem}");
+        }
+        for problem in self.problems.difference(&problems) {
+            info!(node = %problem.node, "no longer: {problem}");
+        }
+        self.problems = problems;
+    }
+}
+
+/// Only more rights, or an nft to run, would help.
+fn is_fatal(error: &anyhow::Error) -> bool {
+    let netlink = error.downcast_ref::<podway_netlink::Error>().map(|it| it.recovery() == Recovery::Fatal);
+    let nftables = error
+        .downcast_ref::<podway_nftables::Error>()
+        .map(|it| it.recovery() == podway_nftables::Recovery::Fatal);
+    netlink.or(nftables).unwrap_or(false)
+}
+
+/// Removes links and routes with our mark (contract S22).
+pub(crate) async fn remove_overlay() -> Result<()> {
+    let report = Netlink::open()?.remove_all().await?;
+    match report.failures.into_iter().next() {
+        Some(failure) => Err(failure.error.into()),
+        None => Ok(()),
+    }
+}
+
+/// Removes the file for flannel's CNI plugin.
+pub(crate) fn remove_subnet_file(config: &Config) -> Result<()> {
+    let path = &config.network.subnet_file;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound && !path.as_os_str().is_empty() => {
+            bail!("{}: {error}", path.display())
+        }
+        _ => Ok(()),
+    }
+}
