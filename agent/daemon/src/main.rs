@@ -47,6 +47,12 @@ struct Settings {
     /// This node's name in the cluster.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
+    /// Take the cluster state from this folder of Kubernetes manifests, or this file.
+    #[arg(long, value_name = "PATH")]
+    directory: Option<String>,
+    /// Take the cluster state from the API server of this kubeconfig's current context.
+    #[arg(long, value_name = "FILE", conflicts_with = "directory")]
+    kubeconfig: Option<String>,
     /// nftables or ebpf.
     #[arg(long, value_name = "WHICH")]
     dataplane: Option<String>,
@@ -57,12 +63,20 @@ struct Settings {
 
 impl Settings {
     fn load(&self) -> Result<Config> {
-        let mut overrides: Vec<Result<Override>> = Vec::new();
-        overrides.extend(Override::from_environment()?.into_iter().map(Ok));
-        overrides.extend(self.node_name.iter().map(|name| Override::from_flag(&format!("nodeName={name}"))));
-        overrides.extend(self.dataplane.iter().map(|it| Override::from_flag(&format!("dataplane={it}"))));
-        overrides.extend(self.set.iter().map(|flag| Override::from_flag(flag)));
-        Config::load(self.config.as_deref(), &overrides.into_iter().collect::<Result<Vec<_>>>()?)
+        let flags = [
+            ("nodeName", &self.node_name),
+            ("source.directory.path", &self.directory),
+            ("source.kube.kubeconfig", &self.kubeconfig),
+            ("dataplane", &self.dataplane),
+        ];
+        let mut overrides = Override::from_environment()?;
+        for (field, value) in flags.iter().filter_map(|(field, value)| Some((field, value.as_ref()?))) {
+            overrides.push(Override::from_flag(&format!("{field}={value}"))?);
+        }
+        for flag in &self.set {
+            overrides.push(Override::from_flag(flag)?);
+        }
+        Config::load(self.config.as_deref(), &overrides)
     }
 }
 

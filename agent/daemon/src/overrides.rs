@@ -31,7 +31,20 @@ const FIELDS: &[&str] = &[
 ];
 
 /// Fields whose value is text even when it looks like something else.
-const TEXT: &[&str] = &["nodeName", "network.interface", "source.kube.server"];
+const TEXT: &[&str] = &[
+    "nodeName",
+    "source.kube.kubeconfig",
+    "source.kube.server",
+    "source.kube.tokenFile",
+    "source.kube.caFile",
+    "source.directory.path",
+    "network.nodes",
+    "network.interface",
+    "network.subnetFile",
+    "ebpf.cgroup",
+    "ebpf.pinDirectory",
+    "log.level",
+];
 
 /// `PODWAY_*` variables that are not fields.
 const NOT_FIELDS: &[&str] = &["PODWAY_CONFIG"];
@@ -83,10 +96,7 @@ impl Override {
     fn new(origin: String, path: &'static str, text: &str) -> Result<Self> {
         let value = match TEXT.contains(&path) {
             true => Value::String(text.to_owned()),
-            false => match serde_saphyr::from_str(text).with_context(|| origin.clone())? {
-                Value::Null => Value::String(String::new()),
-                value => value,
-            },
+            false => serde_saphyr::from_str(text).with_context(|| origin.clone())?,
         };
         Ok(Self { origin, path, value })
     }

@@ -38,20 +38,25 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let source = Source::open(&config.source).await?;
     let writer = source.node_writer();
 
-    let (to_network, network_events) = mpsc::unbounded_channel();
+    let mut listeners = Listeners::default();
     if config.network.enabled {
         let masquerade = Network::adopt(NftProcess::default(), config.services.mark()).await?;
         let half = NetworkHalf::new(&config, masquerade, writer)?;
-        halves.spawn_local(run_half(half, network_events, stopped.clone()));
+        let (sender, events) = mpsc::unbounded_channel();
+        listeners.network = Some(sender);
+        halves.spawn_local(run_half(half, events, stopped.clone()));
     }
-    let (to_services, service_events) = mpsc::unbounded_channel();
     if config.services.enabled {
         let nftables = Services::adopt(NftProcess::default(), config.services.mark()).await?;
         let half = ServiceHalf::new(nftables, open_bpf(&config)?);
-        halves.spawn_local(run_half(half, service_events, stopped));
+        let (sender, events) = mpsc::unbounded_channel();
+        listeners.services = Some(sender);
+        halves.spawn_local(run_half(half, events, stopped));
     }
-    for source in sources(&config, source).await? {
-        tokio::task::spawn_local(dispatch(source, config.clone(), to_network.clone(), to_services.clone()));
+    // Whoever is a pod is known from the configuration, before and without this node's object.
+    listeners.change(podway_proxy::Event::Node(context(&config, None)));
+    for (role, source) in sources(&config, source).await? {
+        tokio::task::spawn_local(dispatch(role, source, config.clone(), listeners.clone()));
     }
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -126,41 +131,48 @@ pub(crate) enum ServiceEvent {
     Synced(Kind),
 }
 
-async fn dispatch(
-    (role, source): (Role, Source),
-    config: Config,
-    network: mpsc::UnboundedSender<NetworkEvent>,
-    services: mpsc::UnboundedSender<ServiceEvent>,
-) {
+/// The halves that are switched on.
+#[derive(Clone, Default)]
+struct Listeners {
+    network: Option<mpsc::UnboundedSender<NetworkEvent>>,
+    services: Option<mpsc::UnboundedSender<ServiceEvent>>,
+}
+
+impl Listeners {
+    // A half that has ended does not listen any more; `run` sees that it ended.
+    fn network(&self, event: NetworkEvent) {
+        let _ = self.network.as_ref().map(|half| half.send(event));
+    }
+
+    fn services(&self, event: ServiceEvent) {
+        let _ = self.services.as_ref().map(|half| half.send(event));
+    }
+
+    fn change(&self, event: podway_proxy::Event) {
+        self.services(ServiceEvent::Change(event));
+    }
+}
+
+async fn dispatch(role: Role, source: Source, config: Config, to: Listeners) {
     let (sender, mut events) = mpsc::channel(QUEUE);
     tokio::task::spawn_local(source.run(sender));
-    if role != Role::AllButNodes {
-        // Whoever is a pod is known from the configuration, before and without this node's object.
-        drop(services.send(ServiceEvent::Change(podway_proxy::Event::Node(context(&config, None)))));
-    }
     while let Some(event) = events.recv().await {
-        // A half that is switched off, or has ended, has no ears; `run` deals with that.
         match event {
             Event::Problem(problem) => {
-                warn!(subject = problem.subject, field = problem.field, "{}", problem.message)
+                warn!(subject = problem.subject, field = problem.field, "{}", problem.message);
             }
             Event::Node(..) | Event::Synced(Kind::Node) if role == Role::AllButNodes => {}
             Event::Node(name, node) => {
                 if *name == *config.node_name {
-                    let own = podway_proxy::Event::Node(context(&config, node.as_ref()));
-                    drop(services.send(ServiceEvent::Change(own)));
+                    to.change(podway_proxy::Event::Node(context(&config, node.as_ref())));
                 }
-                drop(network.send(NetworkEvent::Node(name, node)));
+                to.network(NetworkEvent::Node(name, node));
             }
-            Event::Synced(Kind::Node) => drop(network.send(NetworkEvent::Synced)),
+            Event::Synced(Kind::Node) => to.network(NetworkEvent::Synced),
             _ if role == Role::Nodes => {}
-            Event::Synced(kind) => drop(services.send(ServiceEvent::Synced(kind))),
-            Event::Service(name, service) => {
-                drop(services.send(ServiceEvent::Change(podway_proxy::Event::Service(name, service))));
-            }
-            Event::EndpointSlice(name, slice) => {
-                drop(services.send(ServiceEvent::Change(podway_proxy::Event::EndpointSlice(name, slice))));
-            }
+            Event::Synced(kind) => to.services(ServiceEvent::Synced(kind)),
+            Event::Service(name, service) => to.change(podway_proxy::Event::Service(name, service)),
+            Event::EndpointSlice(name, slice) => to.change(podway_proxy::Event::EndpointSlice(name, slice)),
         }
     }
 }
