@@ -1,0 +1,283 @@
+//! Lists of what the kernel has, filtered by the kernel and decoded into plain rows.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use podway_overlay::{Family, IfIndex, LinkKind, LinkName, Mac, VxlanState};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::error::Error;
+use crate::netlink::Netlink;
+
+/// A link of any sort.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) index: IfIndex,
+    pub(crate) name: LinkName,
+    pub(crate) alias: Option<String>,
+    pub(crate) kind: LinkKind,
+    pub(crate) mtu: u32,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) up: bool,
+}
+
+/// An address of a link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Address {
+    pub(crate) link: IfIndex,
+    pub(crate) net: IpNet,
+    pub(crate) flags: AddressHeaderFlags,
+}
+
+/// A unicast route of the main table through one link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hop {
+    pub(crate) destination: IpNet,
+    pub(crate) via: Option<IpAddr>,
+    pub(crate) link: IfIndex,
+    pub(crate) onlink: bool,
+    pub(crate) protocol: RouteProtocol,
+    pub(crate) priority: u32,
+}
+
+/// Which routes to list. The kernel sees to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Routes {
+    All,
+    OfProtocol(u8),
+    OfLink(IfIndex),
+}
+
+pub(crate) async fn links(netlink: &Netlink) -> Result<Vec<Link>, Error> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let listed = netlink.dump(RouteNetlinkMessage::GetLink(request)).await;
+    let listed = listed.map_err(|source| Error::refused("list links", source))?;
+    Ok(listed.into_iter().filter_map(link).collect())
+}
+
+pub(crate) async fn addresses(netlink: &Netlink, of: Option<IfIndex>) -> Result<Vec<Address>, Error> {
+    let mut request = AddressMessage::default();
+    request.header.index = of.map_or(0, |index| index.0);
+    let listed = netlink.dump(RouteNetlinkMessage::GetAddress(request)).await;
+    let listed = listed.map_err(|source| Error::refused("list addresses", source))?;
+    let all = listed.into_iter().filter_map(address);
+    Ok(all.filter(|address| of.is_none_or(|index| address.link == index)).collect())
+}
+
+/// Permanent ARP and ND entries of one link.
+pub(crate) async fn neighbours(netlink: &Netlink, of: IfIndex) -> Result<Vec<(IpAddr, Mac)>, Error> {
+    let mut all = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = NeighbourMessage::default();
+        request.header.family = family;
+        request.attributes.push(NeighbourAttribute::IfIndex(of.0));
+        let listed = netlink.dump(RouteNetlinkMessage::GetNeighbour(request)).await;
+        let listed = listed.map_err(|source| Error::refused("list neighbours", source))?;
+        all.extend(listed.into_iter().filter_map(|message| permanent(message, of)));
+    }
+    Ok(all)
+}
+
+/// Permanent forwarding entries of one VXLAN link.
+pub(crate) async fn fdb(netlink: &Netlink, of: IfIndex) -> Result<Vec<(IpAddr, Mac)>, Error> {
+    let mut request = NeighbourMessage::default();
+    request.header.family = AddressFamily::Bridge;
+    request.header.ifindex = of.0;
+    let listed = netlink.dump(RouteNetlinkMessage::GetNeighbour(request)).await;
+    let listed = listed.map_err(|source| Error::refused("list FDB entries", source))?;
+    Ok(listed.into_iter().filter_map(|message| permanent(message, of)).collect())
+}
+
+pub(crate) async fn routes(netlink: &Netlink, family: Family, which: Routes) -> Result<Vec<Hop>, Error> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    match which {
+        Routes::All => {}
+        Routes::OfProtocol(protocol) => request.header.protocol = protocol.into(),
+        Routes::OfLink(index) => request.attributes.push(RouteAttribute::Oif(index.0)),
+    }
+    match netlink.dump(RouteNetlinkMessage::GetRoute(request)).await {
+        Ok(listed) => {
+            let wanted = |hop: &Hop| match which {
+                Routes::All => true,
+                Routes::OfProtocol(protocol) => u8::from(hop.protocol) == protocol,
+                Routes::OfLink(index) => hop.link == index,
+            };
+            Ok(listed.into_iter().filter_map(|message| hop(message, family)).filter(wanted).collect())
+        }
+        // A namespace that never had a route has no table either.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::refused(format!("list {family} routes"), source)),
+    }
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut link = Link {
+        index: IfIndex(message.header.index),
+        name: message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => LinkName::new(name).ok(),
+            _ => None,
+        })?,
+        alias: None,
+        kind: LinkKind::Other("plain".to_owned()),
+        mtu: 0,
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(octets) => link.mac = mac(&octets),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    });
+    let name = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    match (name, data) {
+        (Some(InfoKind::Vxlan), Some(data)) => LinkKind::Vxlan(vxlan(data)),
+        (Some(kind), _) => LinkKind::Other(kind.to_string()),
+        (None, _) => LinkKind::Other("plain".to_owned()),
+    }
+}
+
+fn vxlan(data: &[InfoVxlan]) -> VxlanState {
+    let mut state = VxlanState { vni: 0, port: 0, local: None, lower: None, learning: false, mode: None };
+    for value in data {
+        match value {
+            InfoVxlan::Id(vni) => state.vni = *vni,
+            InfoVxlan::Port(port) => state.port = *port,
+            InfoVxlan::Local(address) => state.local = Some(IpAddr::V4(*address)),
+            InfoVxlan::Local6(address) => state.local = Some(IpAddr::V6(*address)),
+            InfoVxlan::Link(index) => state.lower = Some(IfIndex(*index)).filter(|index| index.0 != 0),
+            InfoVxlan::Learning(learning) => state.learning = *learning,
+            InfoVxlan::Group(_) | InfoVxlan::Group6(_) => state.mode = Some("a group or default remote"),
+            InfoVxlan::CollectMetadata(true) => state.mode = Some("external mode"),
+            InfoVxlan::L2Miss(true) | InfoVxlan::L3Miss(true) => state.mode = Some("miss notifications"),
+            InfoVxlan::Proxy(true) | InfoVxlan::Rsc(true) => state.mode = Some("proxy mode"),
+            InfoVxlan::Vnifilter(true) => state.mode = Some("a VNI filter"),
+            InfoVxlan::Gbp => state.mode = Some("GBP"),
+            InfoVxlan::Gpe => state.mode = Some("GPE"),
+            _ => {}
+        }
+    }
+    state
+}
+
+fn address(message: RouteNetlinkMessage) -> Option<Address> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    // On a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL, where there is one, is ours.
+    let (mut own, mut other) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => own = Some(*address),
+            AddressAttribute::Address(address) => other = Some(*address),
+            _ => {}
+        }
+    }
+    let net = IpNet::new(own.or(other)?, message.header.prefix_len).ok()?;
+    Some(Address { link: IfIndex(message.header.index), net, flags: message.header.flags })
+}
+
+/// The state is a set of flags: `bridge fdb add` sets more than the one that makes an entry permanent.
+fn permanent(message: RouteNetlinkMessage, of: IfIndex) -> Option<(IpAddr, Mac)> {
+    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+    let state = u16::from(message.header.state);
+    if message.header.ifindex != of.0 || state & u16::from(NeighbourState::Permanent) == 0 {
+        return None;
+    }
+    let (mut destination, mut lladdr) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(address) => destination = neighbour_address(address),
+            NeighbourAttribute::LinkLayerAddress(octets) => lladdr = mac(octets),
+            _ => {}
+        }
+    }
+    Some((destination?, lladdr?))
+}
+
+/// FDB entries come as bare octets, for their family is that of bridges.
+fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        NeighbourAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        NeighbourAddress::Other(octets) => match octets.len() {
+            4 => <[u8; 4]>::try_from(&octets[..]).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(&octets[..]).ok().map(IpAddr::from),
+        },
+        _ => None,
+    }
+}
+
+fn hop(message: RouteNetlinkMessage, family: Family) -> Option<Hop> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let header = &message.header;
+    let unspecified = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let mut table = u32::from(header.table);
+    let (mut destination, mut via, mut link, mut priority) = (unspecified, None, None, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Destination(address) => destination = route_address(address)?,
+            RouteAttribute::Gateway(address) => via = route_address(address),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::MultiPath(hops) => link = hops.first().map(|hop| hop.interface_index),
+            RouteAttribute::Priority(metric) => priority = *metric,
+            _ => {}
+        }
+    }
+    if header.kind != RouteType::Unicast || table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    Some(Hop {
+        destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
+        via,
+        link: IfIndex(link?),
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        protocol: header.protocol,
+        priority,
+    })
+}
+
+fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+fn mac(octets: &[u8]) -> Option<Mac> {
+    <[u8; 6]>::try_from(octets).ok().map(Mac::new)
+}

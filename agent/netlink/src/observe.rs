@@ -1,0 +1,104 @@
+//! What of the pod network is in the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use podway_overlay::{
+    Family, FdbKey, IfIndex, LinkKind, LinkName, LinkState, Mtu, NeighbourKey, Observed, Route, Sysctl,
+};
+use rtnetlink::packet_route::route::RouteProtocol;
+
+use crate::dump::{self, Hop, Link, Routes};
+use crate::error::Error;
+use crate::external::is_link_local;
+use crate::netlink::Netlink;
+use crate::{LINK_ALIAS, ROUTE_PROTOCOL};
+
+pub(crate) async fn observe(netlink: &Netlink, names: &BTreeSet<LinkName>) -> Result<Observed, Error> {
+    let links = dump::links(netlink).await?;
+    let all: BTreeMap<IfIndex, LinkName> = links.iter().map(|link| (link.index, link.name.clone())).collect();
+    let mut observed = Observed::default();
+    for link in links.iter().filter(|link| is_ours(link) || names.contains(&link.name)) {
+        add_link(netlink, link, &mut observed).await?;
+        add_rows(netlink, link, &mut observed).await?;
+    }
+    for family in Family::BOTH {
+        for hop in dump::routes(netlink, family, Routes::OfProtocol(ROUTE_PROTOCOL)).await? {
+            if let Some(route) = all.get(&hop.link).and_then(|link| route(&hop, link)) {
+                observed.rows.routes.insert(hop.destination, route);
+            }
+        }
+        read_sysctl(Sysctl::Forwarding(family), &mut observed);
+    }
+    Ok(observed)
+}
+
+pub(crate) fn is_ours(link: &Link) -> bool {
+    link.alias.as_deref() == Some(LINK_ALIAS)
+}
+
+/// The path of a kernel setting. `/proc/sys/net` shows the namespace of the thread that looks.
+pub(crate) fn sysctl_path(sysctl: &Sysctl) -> String {
+    Path::new("/proc/sys").join(sysctl.path()).display().to_string()
+}
+
+async fn add_link(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Result<(), Error> {
+    let addresses = dump::addresses(netlink, Some(link.index)).await?;
+    let lasting = addresses
+        .iter()
+        .filter(|address| Family::of(&address.net) == Family::V4 || !is_link_local(address.net.addr()));
+    let unusable = |_| Error::UnusableMtu { name: link.name.clone(), mtu: link.mtu };
+    let state = LinkState {
+        index: link.index,
+        kind: link.kind.clone(),
+        mtu: Mtu::new(link.mtu).map_err(unusable)?,
+        mac: link.mac,
+        up: link.up,
+        ours: is_ours(link),
+        addresses: lasting.map(|address| address.net).collect(),
+    };
+    observed.links.insert(link.name.clone(), state);
+    read_sysctl(Sysctl::AcceptRa(link.name.clone()), observed);
+    Ok(())
+}
+
+/// The entries on a link, and the routes that flannel left there. Entries of a link that is no VXLAN link are not
+/// ours, whatever its name.
+async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Result<(), Error> {
+    if !matches!(link.kind, LinkKind::Vxlan(_)) {
+        return Ok(());
+    }
+    let rows = &mut observed.rows;
+    for (address, mac) in dump::neighbours(netlink, link.index).await? {
+        rows.neighbours.insert(NeighbourKey { link: link.name.clone(), address }, mac);
+    }
+    for (underlay, mac) in dump::fdb(netlink, link.index).await? {
+        rows.fdb.insert(FdbKey { link: link.name.clone(), mac }, underlay);
+    }
+    for family in Family::BOTH {
+        for hop in dump::routes(netlink, family, Routes::OfLink(link.index)).await? {
+            if is_flannels(&hop)
+                && let Some(route) = route(&hop, &link.name)
+            {
+                observed.flannel_routes.insert(hop.destination, route);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// flannel's routes have no number of their own, but a shape: the gateway is the first address of the subnet.
+fn is_flannels(hop: &Hop) -> bool {
+    hop.protocol == RouteProtocol::Boot && hop.onlink && hop.via == Some(hop.destination.network())
+}
+
+fn route(hop: &Hop, link: &LinkName) -> Option<Route> {
+    Some(Route { via: hop.via?, link: link.clone(), onlink: hop.onlink })
+}
+
+fn read_sysctl(sysctl: Sysctl, observed: &mut Observed) {
+    if let Ok(value) = fs::read_to_string(sysctl_path(&sysctl)) {
+        observed.sysctls.insert(sysctl, value.trim().to_owned());
+    }
+}

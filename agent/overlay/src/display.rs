@@ -1,0 +1,55 @@
+//! How steps and rows read in a log.
+
+use std::fmt;
+
+use crate::ops::Op;
+use crate::plan::{FdbKey, NeighbourKey, Route};
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddLink { name, link } => {
+                write!(
+                    f,
+                    "add VXLAN link {name} with VNI {} and port {} from {}",
+                    link.vni, link.port, link.local
+                )
+            }
+            Self::SetLink { name, mtu, mac } => {
+                write!(f, "set link {name}")?;
+                mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))?;
+                mac.map_or(Ok(()), |mac| write!(f, " address {mac}"))
+            }
+            Self::LinkUp(name) => write!(f, "bring link {name} up"),
+            Self::RemoveLink { name, why } => write!(f, "remove link {name} ({why})"),
+            Self::SetSysctl(sysctl) => write!(f, "set {} to {}", sysctl.path(), sysctl.wanted()),
+            Self::AddAddress(link, address) => write!(f, "add address {address} to link {link}"),
+            Self::RemoveAddress(link, address) => write!(f, "remove address {address} from link {link}"),
+            Self::SetNeighbour(key, mac) => write!(f, "set neighbour {key} to {mac}"),
+            Self::RemoveNeighbour(key) => write!(f, "remove neighbour {key}"),
+            Self::SetFdb(key, underlay) => write!(f, "set FDB entry {key} to {underlay}"),
+            Self::RemoveFdb(key, underlay) => write!(f, "remove FDB entry {key} to {underlay}"),
+            Self::SetRoute(subnet, route) => write!(f, "set route {subnet} {route}"),
+            Self::RemoveRoute(subnet, route) => write!(f, "remove route {subnet} {route}"),
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let onlink = if self.onlink { " onlink" } else { "" };
+        write!(f, "via {} dev {}{onlink}", self.via, self.link)
+    }
+}
+
+impl fmt::Display for NeighbourKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.address, self.link)
+    }
+}
+
+impl fmt::Display for FdbKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.mac, self.link)
+    }
+}

@@ -1,0 +1,123 @@
+//! What the kernel holds of the pod network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::ops::Sysctl;
+use crate::plan::{Route, Rows, VxlanLink};
+use crate::settings::Settings;
+use crate::units::{Family, IfIndex, LinkName, Mac, Mtu, PerFamily};
+
+/// The kernel's state, as far as it is ours or stands where ours belongs. Nobody else's routes, links or entries are
+/// in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// Links that carry our mark, and links of the names that were asked for.
+    pub links: BTreeMap<LinkName, LinkState>,
+    /// Routes of our protocol number; permanent neighbours and FDB entries of the links above.
+    pub rows: Rows,
+    /// Routes that flannel left on the links above.
+    pub flannel_routes: BTreeMap<IpNet, Route>,
+    /// Values of kernel settings; one that this kernel does not have is missing.
+    pub sysctls: BTreeMap<Sysctl, String>,
+}
+
+/// A link as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkState {
+    /// Its number.
+    pub index: IfIndex,
+    /// What sort of link it is.
+    pub kind: LinkKind,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Its MAC; none on links that are not Ethernet.
+    pub mac: Option<Mac>,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether it carries our mark.
+    pub ours: bool,
+    /// Its addresses, link-local ones of IPv6 excepted.
+    pub addresses: BTreeSet<IpNet>,
+}
+
+/// What sort of link it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// VXLAN.
+    Vxlan(VxlanState),
+    /// Something else that has the name.
+    Other(String),
+}
+
+/// What of a VXLAN link cannot be changed once it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanState {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Address that packets are sent from.
+    pub local: Option<IpAddr>,
+    /// Interface that packets are sent through.
+    pub lower: Option<IfIndex>,
+    /// Whether it learns FDB entries from what it receives.
+    pub learning: bool,
+    /// A mode that ours never has, such as `group` or `external`.
+    pub mode: Option<&'static str>,
+}
+
+impl Observed {
+    /// The MACs of the VXLAN links that stand: a node keeps its MAC, even if the link must be made again (contract
+    /// N6).
+    pub fn device_macs(&self, settings: &Settings) -> PerFamily<Option<Mac>> {
+        PerFamily::from_fn(|family: Family| {
+            let link = self.links.get(&settings.link_name(family).ok()?)?;
+            match link.kind {
+                LinkKind::Vxlan(_) => link.mac.filter(|mac| mac.is_unicast()),
+                LinkKind::Other(_) => None,
+            }
+        })
+    }
+}
+
+impl From<&VxlanLink> for VxlanState {
+    fn from(link: &VxlanLink) -> Self {
+        Self {
+            vni: link.vni.get(),
+            port: link.port,
+            local: Some(link.local),
+            lower: Some(link.lower),
+            learning: false,
+            mode: None,
+        }
+    }
+}
+
+impl LinkState {
+    /// Why this link cannot become `wanted` in place, if so. MTU, MAC and addresses can be changed; the rest needs a
+    /// new link.
+    pub fn mismatch(&self, wanted: &VxlanLink) -> Option<String> {
+        let found = match &self.kind {
+            LinkKind::Vxlan(found) => found,
+            LinkKind::Other(kind) => return Some(format!("it is a {kind} link")),
+        };
+        if let Some(mode) = found.mode {
+            return Some(format!("it has {mode}"));
+        }
+        let shown = |address: Option<IpAddr>| address.map_or("any".to_owned(), |address| address.to_string());
+        let lower = found.lower.map_or(0, |index| index.0);
+        [
+            ("VNI", found.vni.to_string(), wanted.vni.to_string()),
+            ("port", found.port.to_string(), wanted.port.to_string()),
+            ("local address", shown(found.local), wanted.local.to_string()),
+            ("lower interface", lower.to_string(), wanted.lower.0.to_string()),
+            ("learning", found.learning.to_string(), false.to_string()),
+        ]
+        .into_iter()
+        .find(|(_, found, wanted)| found != wanted)
+        .map(|(what, found, wanted)| format!("its {what} is {found}, not {wanted}"))
+    }
+}

@@ -1,0 +1,229 @@
+//! Steps from what the kernel holds to what it should hold, in an order that never cuts off a peer that stays.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podway_reconcile::diff as delta;
+
+use crate::observed::{LinkState, Observed};
+use crate::plan::{FdbKey, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
+use crate::units::{Family, LinkName, Mac, Mtu};
+
+/// One step. Each can be repeated: setting what is set and removing what is gone changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Makes a VXLAN link with our mark, down and without addresses.
+    AddLink {
+        /// Its name.
+        name: LinkName,
+        /// What it is to be.
+        link: VxlanLink,
+    },
+    /// Changes a link in place; what is `None` stays. The mark is set in any case.
+    SetLink {
+        /// Its name.
+        name: LinkName,
+        /// The new MTU.
+        mtu: Option<Mtu>,
+        /// The new MAC; the kernel forgets the link's neighbours with it.
+        mac: Option<Mac>,
+    },
+    /// Brings a link up.
+    LinkUp(LinkName),
+    /// Removes a link, with everything on it.
+    RemoveLink {
+        /// Its name.
+        name: LinkName,
+        /// Why, for the log.
+        why: String,
+    },
+    /// Gives a kernel setting the value that the pod network needs.
+    SetSysctl(Sysctl),
+    /// Adds an address to a link.
+    AddAddress(LinkName, IpNet),
+    /// Removes an address from a link.
+    RemoveAddress(LinkName, IpNet),
+    /// Adds or replaces an ARP or ND entry.
+    SetNeighbour(NeighbourKey, Mac),
+    /// Removes an ARP or ND entry.
+    RemoveNeighbour(NeighbourKey),
+    /// Adds or replaces a VXLAN forwarding entry.
+    SetFdb(FdbKey, IpAddr),
+    /// Removes a VXLAN forwarding entry to this address.
+    RemoveFdb(FdbKey, IpAddr),
+    /// Adds a route, or replaces one of ours or of the same link.
+    SetRoute(IpNet, Route),
+    /// Removes this very route.
+    RemoveRoute(IpNet, Route),
+}
+
+/// A kernel setting that the pod network needs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sysctl {
+    /// Packets of the family are forwarded (contract N19).
+    Forwarding(Family),
+    /// The link takes no router advertisements (contract N6).
+    AcceptRa(LinkName),
+}
+
+impl Sysctl {
+    /// The file below `/proc/sys`.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Forwarding(Family::V4) => "net/ipv4/ip_forward".to_owned(),
+            Self::Forwarding(Family::V6) => "net/ipv6/conf/all/forwarding".to_owned(),
+            Self::AcceptRa(link) => format!("net/ipv6/conf/{link}/accept_ra"),
+        }
+    }
+
+    /// The value that it must have.
+    pub fn wanted(&self) -> &'static str {
+        match self {
+            Self::Forwarding(_) => "1",
+            Self::AcceptRa(_) => "0",
+        }
+    }
+}
+
+/// The steps from `observed` to `plan`; none if the kernel already holds it, so that a restart changes nothing.
+///
+/// Order: routes that must go; links of ours that nobody wants or that cannot become what is wanted; links made or
+/// changed, their settings and addresses; links up; then the entries. Everything on a held
+/// link is left alone.
+pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
+    let found = kept_rows(plan, observed);
+    let mut ops = stale_flannel_routes(plan, observed);
+    let (gone, rest): (Vec<Op>, Vec<Op>) =
+        rows(&plan.rows, &found).into_iter().partition(|op| matches!(op, Op::RemoveRoute(..)));
+    ops.extend(gone);
+    ops.extend(unwanted_links(plan, observed));
+    for name in plan.links.keys() {
+        ops.extend(link_ops(plan, name, observed));
+    }
+    ops.extend(plan.forwarding.iter().filter_map(|family| sysctl(Sysctl::Forwarding(*family), observed)));
+    ops.extend(rest);
+    ops
+}
+
+/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark.
+pub fn removal(observed: &Observed) -> Vec<Op> {
+    let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
+    let ours = observed.links.iter().filter(|(_, state)| state.ours);
+    let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: "clean-up".to_owned() });
+    routes.chain(links).collect()
+}
+
+/// The steps from one set of entries to another.
+///
+/// A route stands only while its neighbour and FDB entry stand: routes that go are removed first; then come new
+/// neighbours, FDB entries, routes (contract N6); what nothing leads to any more is removed last. A neighbour that
+/// changes its MAC waits until the FDB knows the new one.
+pub(crate) fn rows(wanted: &Rows, found: &Rows) -> Vec<Op> {
+    let neighbours = delta(&wanted.neighbours, &found.neighbours);
+    let fdb = delta(&wanted.fdb, &found.fdb);
+    let routes = delta(&wanted.routes, &found.routes);
+    let (changed, new): (Vec<_>, Vec<_>) =
+        neighbours.set.into_iter().partition(|(key, _)| found.neighbours.contains_key(key));
+
+    let mut ops = Vec::with_capacity(new.len() + changed.len() + fdb.len() + routes.len());
+    let gone = routes.remove.iter().filter_map(|subnet| found.routes.get_key_value(subnet));
+    ops.extend(gone.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())));
+    ops.extend(new.into_iter().map(|(key, mac)| Op::SetNeighbour(key, mac)));
+    ops.extend(fdb.set.into_iter().map(|(key, underlay)| Op::SetFdb(key, underlay)));
+    ops.extend(changed.into_iter().map(|(key, mac)| Op::SetNeighbour(key, mac)));
+    ops.extend(routes.set.into_iter().map(|(subnet, route)| Op::SetRoute(subnet, route)));
+    ops.extend(neighbours.remove.into_iter().map(Op::RemoveNeighbour));
+    let gone = fdb.remove.iter().filter_map(|key| found.fdb.get_key_value(key));
+    ops.extend(gone.map(|(key, underlay)| Op::RemoveFdb(key.clone(), *underlay)));
+    ops
+}
+
+/// The entries that will still be there when the links are as planned: held links do not count, a link that is
+/// removed takes its entries along, a new MAC takes the neighbours.
+fn kept_rows(plan: &OverlayPlan, observed: &Observed) -> Rows {
+    let going: BTreeSet<&LinkName> = observed
+        .links
+        .iter()
+        .filter(|(name, state)| match plan.links.get(name) {
+            Some(link) => state.mismatch(link).is_some(),
+            None => true,
+        })
+        .map(|(name, _)| name)
+        .collect();
+    let mut found = observed.rows.of_links(|link| !going.contains(link) && !plan.held.contains(link));
+    found.neighbours.retain(|key, _| {
+        let mac = observed.links.get(&key.link).and_then(|state| state.mac);
+        plan.links.get(&key.link).is_some_and(|link| Some(link.mac) == mac)
+    });
+    found
+}
+
+fn stale_flannel_routes(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
+    let stale = observed.flannel_routes.iter().filter(|(subnet, route)| {
+        plan.links.contains_key(&route.link) && !plan.rows.routes.contains_key(subnet)
+    });
+    stale.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())).collect()
+}
+
+fn unwanted_links(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
+    let unwanted = observed
+        .links
+        .iter()
+        .filter(|(name, state)| state.ours && !plan.links.contains_key(name) && !plan.held.contains(name));
+    unwanted
+        .map(|(name, _)| Op::RemoveLink { name: name.clone(), why: "it is not wanted any more".to_owned() })
+        .collect()
+}
+
+fn link_ops(plan: &OverlayPlan, name: &LinkName, observed: &Observed) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let link = &plan.links[name];
+    let mut kept = observed.links.get(name);
+    if let Some(why) = kept.and_then(|state| state.mismatch(link)) {
+        ops.push(Op::RemoveLink { name: name.clone(), why });
+        kept = None;
+    }
+    let Some(state) = kept else {
+        ops.push(Op::AddLink { name: name.clone(), link: link.clone() });
+        ops.push(Op::SetSysctl(Sysctl::AcceptRa(name.clone())));
+        ops.push(Op::AddAddress(name.clone(), IpNet::from(link.address)));
+        ops.push(Op::LinkUp(name.clone()));
+        return ops;
+    };
+    ops.extend(changes_in_place(name, link, state));
+    // A kernel without IPv6 has no such setting; a link that stands shows which kernel this is.
+    let accept_ra = Sysctl::AcceptRa(name.clone());
+    if observed.sysctls.contains_key(&accept_ra) {
+        ops.extend(sysctl(accept_ra, observed));
+    }
+    ops.extend(address_ops(plan, name, state));
+    if !state.up {
+        ops.push(Op::LinkUp(name.clone()));
+    }
+    ops
+}
+
+fn changes_in_place(name: &LinkName, link: &VxlanLink, state: &LinkState) -> Option<Op> {
+    let mtu = (state.mtu != link.mtu).then_some(link.mtu);
+    let mac = (state.mac != Some(link.mac)).then_some(link.mac);
+    let needed = mtu.is_some() || mac.is_some() || !state.ours;
+    needed.then(|| Op::SetLink { name: name.clone(), mtu, mac })
+}
+
+/// The new address comes before the old ones go: a link that loses its last address loses its routes. An IPv4
+/// address that is no pod's stays, as flannel leaves it (contract N6).
+fn address_ops(plan: &OverlayPlan, name: &LinkName, state: &LinkState) -> Vec<Op> {
+    let wanted = IpNet::from(plan.links[name].address);
+    let missing = (!state.addresses.contains(&wanted)).then(|| Op::AddAddress(name.clone(), wanted));
+    let stale = |address: &IpNet| {
+        Family::of(address) == Family::V6 || plan.pod_networks.iter().any(|net| net.contains(&address.addr()))
+    };
+    let others = state.addresses.iter().filter(|address| **address != wanted && stale(address));
+    missing.into_iter().chain(others.map(|other| Op::RemoveAddress(name.clone(), *other))).collect()
+}
+
+fn sysctl(sysctl: Sysctl, observed: &Observed) -> Option<Op> {
+    let value = observed.sysctls.get(&sysctl).map(String::as_str);
+    (value != Some(sysctl.wanted())).then_some(Op::SetSysctl(sysctl))
+}

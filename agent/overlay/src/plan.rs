@@ -1,0 +1,120 @@
+//! What the kernel should hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::peer::Vtep;
+use crate::problem::Problem;
+use crate::units::{Family, IfIndex, LinkName, Mac, Mtu, Vni};
+
+/// The pod network of one node as the kernel should hold it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OverlayPlan {
+    /// The VXLAN links, one for each family that works.
+    pub links: BTreeMap<LinkName, VxlanLink>,
+    /// Neighbours, FDB entries and routes, three for each peer and family.
+    pub rows: Rows,
+    /// Links of families that are on but cannot be planned, for want of a subnet or an address: what stands of them
+    /// is left as it is (contract N20).
+    pub held: BTreeSet<LinkName>,
+    /// All addresses of pods: other IPv4 addresses that a link has among them are stale.
+    pub pod_networks: Vec<IpNet>,
+    /// The families whose packets must be forwarded (contract N19).
+    pub forwarding: BTreeSet<Family>,
+    /// What is wrong, in the order of the Nodes' names.
+    pub problems: Vec<Problem>,
+    /// Nodes that have not published themselves yet.
+    pub waiting: BTreeSet<Arc<str>>,
+}
+
+/// A VXLAN link. IPv4 pods go over IPv4, IPv6 pods over IPv6, so there is one link a family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanLink {
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// UDP port, ours and the peers'.
+    pub port: u16,
+    /// MTU of the inner packets.
+    pub mtu: Mtu,
+    /// The VTEP MAC that peers send to.
+    pub mac: Mac,
+    /// Address that packets are sent from.
+    pub local: IpAddr,
+    /// Interface that packets are sent through.
+    pub lower: IfIndex,
+    /// The network address of the own subnet, as /32 or /128: source of packets from this host to pods elsewhere.
+    pub address: IpAddr,
+}
+
+/// The entries that lead to peers. A peer behind VXLAN has one in each table, under keys that it shares with no
+/// other; a peer reached directly has a route alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rows {
+    /// ARP and ND entries: the peer's VTEP MAC for the gateway of its route.
+    pub neighbours: BTreeMap<NeighbourKey, Mac>,
+    /// VXLAN forwarding entries: the peer's underlay address for its VTEP MAC.
+    pub fdb: BTreeMap<FdbKey, IpAddr>,
+    /// Routes to the peers' subnets.
+    pub routes: BTreeMap<IpNet, Route>,
+}
+
+/// Key of an ARP or ND entry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NeighbourKey {
+    /// The link it belongs to.
+    pub link: LinkName,
+    /// The address that is resolved.
+    pub address: IpAddr,
+}
+
+/// Key of a VXLAN forwarding entry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FdbKey {
+    /// The link it belongs to.
+    pub link: LinkName,
+    /// The inner destination MAC.
+    pub mac: Mac,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The gateway.
+    pub via: IpAddr,
+    /// The link the gateway is on.
+    pub link: LinkName,
+    /// The gateway is taken to be on the link though no address of the link says so.
+    pub onlink: bool,
+}
+
+/// What the rules that masquerade pod traffic must know (contract N10).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Masquerade {
+    /// All addresses of pods, of whatever node.
+    pub pod_networks: Vec<IpNet>,
+    /// The subnets of this node's pods.
+    pub own_subnets: Vec<IpNet>,
+}
+
+impl Rows {
+    /// Adds the three rows that lead to a peer through `link`.
+    pub(crate) fn insert(&mut self, link: &LinkName, vtep: &Vtep) {
+        let gateway = vtep.subnet.network();
+        let neighbour = NeighbourKey { link: link.clone(), address: gateway };
+        self.neighbours.insert(neighbour, vtep.mac);
+        self.fdb.insert(FdbKey { link: link.clone(), mac: vtep.mac }, vtep.underlay);
+        self.routes.insert(vtep.subnet, Route { via: gateway, link: link.clone(), onlink: true });
+    }
+
+    /// The rows of the links for which `keep` holds.
+    pub(crate) fn of_links(&self, keep: impl Fn(&LinkName) -> bool) -> Self {
+        let mut kept = self.clone();
+        kept.neighbours.retain(|key, _| keep(&key.link));
+        kept.fdb.retain(|key, _| keep(&key.link));
+        kept.routes.retain(|_, route| keep(&route.link));
+        kept
+    }
+}

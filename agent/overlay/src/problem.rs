@@ -1,0 +1,90 @@
+//! What stands in the way of one node's pod network.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::units::{Family, LinkName, Mac, Mtu};
+
+/// Why a Node, or this machine, has no place in the pod network, or not all of it (contracts N5, N14).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("Node {node}: {reason}")]
+pub struct Problem {
+    /// The Node's name.
+    pub node: Arc<str>,
+    /// What is wrong.
+    pub reason: Reason,
+}
+
+/// What is wrong with a Node and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Reason {
+    /// This machine's own Node is not there.
+    #[error("there is no such Node: no pod network on this machine")]
+    NoNode,
+    /// The peer runs another backend.
+    #[error("annotation backend-type is `{0}`, not `vxlan`: the node is skipped")]
+    BackendType(String),
+    /// One of flannel's annotations cannot be used.
+    #[error("annotation {key}: {why}: the node is skipped for {family}")]
+    Annotation {
+        /// The key without flannel's prefix.
+        key: &'static str,
+        /// The family that needs it.
+        family: Family,
+        /// What is wrong with its value.
+        why: String,
+    },
+    /// The Node has no pod subnet.
+    #[error("no {0} subnet in spec.podCIDRs: its pods have no {0} network")]
+    NoSubnet(Family),
+    /// The Node's subnet is not part of a pod network.
+    #[error("subnet {0} is outside the configured pod networks: it is not routed")]
+    SubnetOutside(IpNet),
+    /// Another Node comes first.
+    #[error("subnet {subnet} overlaps {theirs} of Node {by}: only that of Node {by} is routed")]
+    SubnetTaken {
+        /// The Node's subnet.
+        subnet: IpNet,
+        /// The other Node.
+        by: Arc<str>,
+        /// The other Node's subnet.
+        theirs: IpNet,
+    },
+    /// Another Node has the same VTEP MAC and comes first.
+    #[error("VTEP MAC {mac} is that of Node {by} too: the node is skipped")]
+    MacTaken {
+        /// The MAC.
+        mac: Mac,
+        /// The other Node.
+        by: Arc<str>,
+    },
+    /// The Node has no address to send to.
+    #[error("no {0} address in status.addresses to send to: the node is skipped for {0}")]
+    NoAddress(Family),
+    /// A peer says that it is to be reached at this machine's own address.
+    #[error("its address {0} is this machine's own: the node is skipped")]
+    OwnAddress(IpAddr),
+    /// This machine cannot send encapsulated packets of this family.
+    #[error("interface {interface} has no {family} address: no {family} pod network on this node")]
+    ExternalAddress {
+        /// The external interface.
+        interface: LinkName,
+        /// The family without address.
+        family: Family,
+    },
+    /// Without annotations peers send to the Node's address, which is not that of the external interface.
+    #[error("peers send to {node}, but interface {interface} has {external}")]
+    AddressDiffers {
+        /// The Node's first address.
+        node: IpAddr,
+        /// The external interface.
+        interface: LinkName,
+        /// Its address.
+        external: IpAddr,
+    },
+    /// The kernel takes IPv6 off a device below 1280 bytes.
+    #[error("MTU {0} is below the 1280 that IPv6 needs: no IPv6 pod network on this node")]
+    MtuTooSmall(Mtu),
+}

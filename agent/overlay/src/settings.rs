@@ -1,0 +1,133 @@
+//! What the operator decides about the pod network.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::units::{Family, InvalidUnit, LinkName, Mtu, Vni};
+
+/// UDP port of VXLAN: the kernel's own default, which flannel uses too.
+pub const DEFAULT_PORT: u16 = 8472;
+
+/// The pod network as configured; the same on every node, except for the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of this machine's Node.
+    pub node: Arc<str>,
+    /// flannel's `Network` and `IPv6Network`. A family is on when it has one (contract N1).
+    pub pod_networks: Vec<IpNet>,
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// The outer MTU; that of the external interface when not set (contract N7).
+    pub mtu: Option<Mtu>,
+    /// Where the peers' VTEPs are to be read.
+    pub peering: Peering,
+}
+
+/// Where the VTEP of a peer is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peering {
+    /// From flannel's annotations (store `kube`); a Node without them is not a peer yet (contract N5).
+    Annotated,
+    /// From flannel's annotations where a Node has them, else worked out from the Node: [`crate::Mac::derived`] and
+    /// the Node's first address of the family, InternalIP before ExternalIP (store `static`, contract N4).
+    Derived,
+}
+
+/// Settings with which no pod network can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// Neither family is on.
+    #[error("no pod network is configured, neither IPv4 nor IPv6")]
+    NoPodNetwork,
+    /// The VNI makes the link's name too long.
+    #[error("VNI {vni} is too large for the {family} link: {source}")]
+    Name {
+        /// The configured VNI.
+        vni: Vni,
+        /// The family whose link it is.
+        family: Family,
+        /// What is wrong with the name.
+        source: InvalidUnit,
+    },
+}
+
+impl Settings {
+    /// Settings with flannel's defaults.
+    pub fn new(node: &str, pod_networks: Vec<IpNet>, peering: Peering) -> Self {
+        let pod_networks = pod_networks.iter().map(IpNet::trunc).collect();
+        Self { node: node.into(), pod_networks, vni: Vni::default(), port: DEFAULT_PORT, mtu: None, peering }
+    }
+
+    /// Whether pods have addresses of `family`.
+    pub fn has(&self, family: Family) -> bool {
+        self.pod_networks.iter().any(|net| Family::of(net) == family)
+    }
+
+    /// The first pod network that `subnet` lies in.
+    pub fn network_of(&self, subnet: &IpNet) -> Option<&IpNet> {
+        self.pod_networks.iter().find(|net| net.contains(subnet))
+    }
+
+    /// The name of the family's VXLAN link, as flannel has it (contract N6).
+    pub fn link_name(&self, family: Family) -> Result<LinkName, SettingsError> {
+        let stem = match family {
+            Family::V4 => "flannel",
+            Family::V6 => "flannel-v6",
+        };
+        LinkName::new(&format!("{stem}.{}", self.vni)).map_err(|source| SettingsError::Name {
+            vni: self.vni,
+            family,
+            source,
+        })
+    }
+
+    /// The MTU of the pods and of the VXLAN links (contract N7).
+    ///
+    /// Outer IPv4 takes 50 bytes (20 IP, 8 UDP, 8 VXLAN, 14 Ethernet), outer IPv6 20 more. In dual-stack a pod has
+    /// one MTU for both, so the smaller one holds for both.
+    pub fn inner_mtu(&self, external: Mtu) -> Mtu {
+        let overhead = if self.has(Family::V6) { 70 } else { 50 };
+        self.mtu.unwrap_or(external).less(overhead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(networks: &[&str]) -> Settings {
+        let networks = networks.iter().map(|net| net.parse().unwrap()).collect();
+        Settings::new("a", networks, Peering::Annotated)
+    }
+
+    #[test]
+    fn n7_ipv4_takes_50_bytes_ipv6_70_and_dual_stack_the_smaller_mtu() {
+        let outer = Mtu::new(1500).unwrap();
+        for (networks, mtu) in [
+            (&["10.244.0.0/16"][..], 1450),
+            (&["fd00::/48"][..], 1430),
+            (&["10.244.0.0/16", "fd00::/48"][..], 1430),
+        ] {
+            assert_eq!(settings(networks).inner_mtu(outer).get(), mtu, "{networks:?}");
+        }
+    }
+
+    #[test]
+    fn n7_a_configured_mtu_is_the_outer_one() {
+        let jumbo = Settings { mtu: Some(Mtu::new(9000).unwrap()), ..settings(&["10.244.0.0/16"]) };
+        assert_eq!(jumbo.inner_mtu(Mtu::new(1500).unwrap()).get(), 8950);
+    }
+
+    #[test]
+    fn n6_links_have_flannels_names() {
+        let both = settings(&["10.244.0.0/16", "fd00::/48"]);
+        assert_eq!(both.link_name(Family::V4).unwrap().as_str(), "flannel.1");
+        assert_eq!(both.link_name(Family::V6).unwrap().as_str(), "flannel-v6.1");
+        let long = Settings { vni: Vni::new(12345).unwrap(), ..both };
+        assert!(long.link_name(Family::V4).is_ok());
+        assert!(long.link_name(Family::V6).unwrap_err().to_string().contains("VNI 12345"));
+    }
+}

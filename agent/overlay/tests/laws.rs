@@ -1,0 +1,408 @@
+//! What holds for any Nodes in any order: incremental equals scratch, the steps reach the plan, and no route ever
+//! stands without the entries that it needs.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use podway_overlay::{
+    ExternalInterface, FakeKernel, Family, FdbKey, Host, IfIndex, LinkName, Mac, Mtu, NeighbourKey, Node, Op,
+    Overlay, Peering, PerFamily, Reason, Route, Rows, Settings,
+};
+use proptest::prelude::*;
+
+const OWN: &str = "m";
+const NAMES: [&str; 6] = ["a", "b", "c", OWN, "x", "y"];
+
+/// What one Node may say; small ranges, so that Nodes contend.
+#[derive(Debug, Clone)]
+struct Shape {
+    managed: bool,
+    v4: Option<(u8, u8)>,
+    v6: Option<u8>,
+    mac: u8,
+    underlay: u8,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Node(usize, Option<Shape>),
+    Mtu(u32),
+    Drain,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn n17_incremental_equals_scratch(events in events()) {
+        let mut overlay = overlay();
+        let (mut nodes, mut mtu) = (BTreeMap::new(), 1500);
+        for event in &events {
+            match event {
+                Event::Node(at, shape) => { nodes.insert(*at, shape.clone()); }
+                Event::Mtu(to) => mtu = *to,
+                Event::Drain => {}
+            }
+            feed(&mut overlay, event);
+        }
+        let mut scratch = self::overlay();
+        scratch.set_host(host(mtu));
+        for (at, shape) in nodes {
+            feed(&mut scratch, &Event::Node(at, shape));
+        }
+        prop_assert_eq!(overlay.plan(), scratch.plan());
+    }
+
+    /// The rule of contract N14 once more, by comparing each Node with every other.
+    #[test]
+    fn n14_of_nodes_that_contend_only_the_first_is_routed(shapes in prop::collection::vec(prop::option::of(shape()), 6)) {
+        let mut overlay = overlay();
+        for (at, shape) in shapes.iter().enumerate() {
+            feed(&mut overlay, &Event::Node(at, shape.clone()));
+        }
+        let claims: Vec<(&str, IpNet, u8)> = NAMES
+            .iter()
+            .zip(&shapes)
+            .filter(|(name, _)| **name != OWN)
+            .filter_map(|(name, shape)| Some((*name, subnet4(shape.as_ref().filter(|shape| shape.managed)?)?, shape.as_ref()?.mac)))
+            .collect();
+        let own = shapes[3].as_ref().and_then(subnet4);
+        let own_mac = shapes[3].as_ref().map(|shape| if shape.managed { mac(shape.mac, 4) } else { own_device_mac() });
+        let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        let expected: BTreeSet<IpNet> = claims
+            .iter()
+            .filter(|(name, subnet, at)| {
+                own.is_some_and(|own| !overlap(&own, subnet))
+                    && own_mac != Some(mac(*at, 4))
+                    && !claims.iter().any(|(other, theirs, mac)| other < name && (overlap(theirs, subnet) || mac == at))
+            })
+            .map(|(_, subnet, _)| *subnet)
+            .collect();
+        let routed: BTreeSet<IpNet> =
+            overlay.plan().rows.routes.into_keys().filter(|subnet| subnet.addr().is_ipv4()).collect();
+        prop_assert_eq!(routed, expected);
+    }
+
+    #[test]
+    fn the_steps_reach_the_plan_and_no_route_ever_lacks_its_entries(first in events(), second in events()) {
+        let mut kernel = FakeKernel::default();
+        let mut overlay = overlay();
+        for event in first.iter().chain([&Event::Drain]).chain(&second).chain([&Event::Drain]) {
+            if !matches!(event, Event::Drain) {
+                feed(&mut overlay, event);
+                continue;
+            }
+            let before = kernel.observe().rows;
+            let ops = match overlay.changes() {
+                Some(ops) => ops,
+                None => overlay.reconcile(&kernel.observe()),
+            };
+            let plan = overlay.plan();
+            let remade = ops.iter().any(|op| matches!(op, Op::RemoveLink { .. } | Op::SetLink { mac: Some(_), .. }));
+            for op in &ops {
+                kernel.run(op).map_err(|refusal| TestCaseError::fail(format!("{op:?}: {refusal}")))?;
+                if !remade {
+                    let now = kernel.observe().rows;
+                    prop_assert_eq!(uncovered(&now), vec![], "after {:?} of {:?}", op, ops);
+                    prop_assert_eq!(cut_off(&before, &now, &plan.rows), vec![], "after {:?} of {:?}", op, ops);
+                }
+            }
+            let observed = kernel.observe();
+            prop_assert_eq!(observed.rows.clone().routes_on(&plan.links.keys().collect()), plan.rows.routes.clone());
+            for (name, link) in &plan.links {
+                let state = &observed.links[name];
+                prop_assert!(state.up && state.ours && state.mismatch(link).is_none());
+                prop_assert_eq!((state.mtu, state.mac), (link.mtu, Some(link.mac)));
+                prop_assert_eq!(&state.addresses, &BTreeSet::from([IpNet::from(link.address)]));
+            }
+            prop_assert_eq!(overlay.reconcile(&observed), vec![], "a second pass");
+            prop_assert_eq!(overlay.changes(), Some(vec![]));
+        }
+    }
+
+    #[test]
+    fn n17_a_change_of_one_peer_touches_that_peer_only(host in 1u8..=249, to in 1u8..=249) {
+        let mut overlay = overlay();
+        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
+        for n in 1..=249u8 {
+            overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
+        }
+        let mut kernel = FakeKernel::default();
+        for op in overlay.reconcile(&kernel.observe()) {
+            kernel.run(&op).unwrap();
+        }
+        prop_assert_eq!(kernel.observe().rows.routes.len(), 249);
+        let mut changed = peer(host);
+        changed.flannel.insert("public-ip".to_owned(), format!("198.51.100.{to}"));
+        overlay.apply(&changed.name.clone(), Some(&changed));
+        let key = FdbKey { link: LinkName::new("flannel.1").unwrap(), mac: mac(host, 4) };
+        prop_assert_eq!(overlay.changes(), Some(vec![Op::SetFdb(key, Ipv4Addr::new(198, 51, 100, to).into())]));
+    }
+}
+
+#[test]
+fn n12_a_peer_that_changes_its_mac_is_never_without_an_fdb_entry() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let mut changed = peer(7);
+    changed
+        .flannel
+        .insert("backend-data".to_owned(), r#"{"VNI":1,"VtepMAC":"0a:00:00:00:00:99"}"#.to_owned());
+    overlay.apply(&changed.name.clone(), Some(&changed));
+    let ops = overlay.changes().unwrap();
+    let kinds: Vec<&str> = ops.iter().map(kind).collect();
+    assert_eq!(kinds, ["SetFdb", "SetNeighbour", "RemoveFdb"], "the route stays");
+    for op in ops {
+        kernel.run(&op).unwrap();
+        assert_eq!(uncovered(&kernel.observe().rows), []);
+    }
+}
+
+#[test]
+fn n6_a_new_peer_gets_neighbour_fdb_entry_and_route_in_this_order_and_loses_its_route_first() {
+    let (mut overlay, _) = with_peer(7);
+    overlay.apply(&peer(8).name.clone(), Some(&peer(8)));
+    assert_eq!(
+        overlay.changes().unwrap().iter().map(kind).collect::<Vec<_>>(),
+        ["SetNeighbour", "SetFdb", "SetRoute"]
+    );
+    overlay.apply(&peer(8).name.clone(), None);
+    assert_eq!(
+        overlay.changes().unwrap().iter().map(kind).collect::<Vec<_>>(),
+        ["RemoveRoute", "RemoveNeighbour", "RemoveFdb"]
+    );
+}
+
+#[test]
+fn an_event_that_changes_nothing_asks_for_nothing() {
+    let (mut overlay, _) = with_peer(7);
+    let zone = Node { zone: Some("west".into()), ..peer(7) };
+    overlay.apply(&zone.name.clone(), Some(&zone));
+    feed(&mut overlay, &own_event());
+    overlay.apply(&peer(9).name.clone(), Some(&peer(9)));
+    overlay.apply(&peer(9).name.clone(), None);
+    assert_eq!(overlay.changes(), Some(vec![]));
+}
+
+#[test]
+fn n7_a_new_mtu_is_set_in_place() {
+    let (mut overlay, kernel) = with_peer(7);
+    overlay.set_host(host(1400));
+    assert_eq!(overlay.changes(), None, "a link changes: look at the kernel first");
+    let ops = overlay.reconcile(&kernel.observe());
+    assert!(ops.iter().all(|op| matches!(op, Op::SetLink { mac: None, mtu: Some(_), .. })), "{ops:?}");
+    assert_eq!(ops.len(), 2, "one for each family");
+}
+
+#[test]
+fn n20_without_the_own_subnet_everything_stands_as_it_is() {
+    let (mut overlay, kernel) = with_peer(7);
+    overlay.apply(&OWN.into(), None);
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+    assert_eq!(overlay.problems()[0].reason, Reason::NoNode);
+    overlay.apply(&OWN.into(), Some(&Node { name: OWN.into(), ..Node::default() }));
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+    let own = overlay.problems().into_iter().filter(|problem| &*problem.node == OWN);
+    let reasons: Vec<Reason> = own.map(|problem| problem.reason).collect();
+    assert_eq!(reasons, [Reason::NoSubnet(Family::V4), Reason::NoSubnet(Family::V6)]);
+}
+
+#[test]
+fn n20_entries_of_an_earlier_run_that_no_longer_hold_are_removed() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let link = LinkName::new("flannel.1").unwrap();
+    let gateway: IpAddr = [10, 244, 99, 0].into();
+    let rows = &mut kernel.state_mut().rows;
+    rows.neighbours.insert(NeighbourKey { link: link.clone(), address: gateway }, mac(99, 4));
+    rows.fdb.insert(FdbKey { link: link.clone(), mac: mac(99, 4) }, [192, 0, 2, 99].into());
+    let route = Route { via: gateway, link, onlink: true };
+    rows.routes.insert("10.244.99.0/24".parse().unwrap(), route.clone());
+    kernel.state_mut().flannel_routes.insert("10.244.98.0/24".parse().unwrap(), route);
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(
+        ops.iter().map(kind).collect::<Vec<_>>(),
+        ["RemoveRoute", "RemoveRoute", "RemoveNeighbour", "RemoveFdb"]
+    );
+}
+
+#[test]
+fn n5_the_annotations_to_write_are_those_that_differ() {
+    let (mut overlay, _) = with_peer(7);
+    let wanted = overlay.annotations();
+    assert_eq!(wanted.keys().copied().collect::<Vec<_>>(), ["public-ip", "public-ipv6"], "the rest stands");
+    let Event::Node(_, Some(shape)) = own_event() else { panic!("own Node") };
+    let mut own = node(OWN, &shape);
+    own.flannel.extend(wanted.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    overlay.apply(&OWN.into(), Some(&own));
+    assert_eq!(overlay.annotations(), BTreeMap::new());
+}
+
+#[test]
+fn n6_the_mac_is_that_of_the_annotation_else_of_the_device_else_derived() {
+    let unmanaged = Shape { managed: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    let link = LinkName::new("flannel.1").unwrap();
+    let mac_of = |overlay: &Overlay| overlay.plan().links[&link].mac;
+
+    let mut overlay = overlay();
+    feed(&mut overlay, &Event::Node(3, Some(unmanaged.clone())));
+    assert_eq!(mac_of(&overlay), own_device_mac());
+    feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, ..unmanaged.clone() })));
+    assert_eq!(mac_of(&overlay), mac(5, 4));
+    overlay.set_host(Host { device_macs: PerFamily::default(), ..host(1500) });
+    feed(&mut overlay, &Event::Node(3, Some(unmanaged)));
+    assert_eq!(mac_of(&overlay), Mac::derived(OWN, Default::default(), Family::V4));
+}
+
+fn with_peer(n: u8) -> (Overlay, FakeKernel) {
+    let (mut overlay, mut kernel) = (overlay(), FakeKernel::default());
+    feed(&mut overlay, &own_event());
+    overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    assert_eq!(kernel.observe().rows.routes.len(), 1);
+    (overlay, kernel)
+}
+
+fn own_event() -> Event {
+    Event::Node(3, Some(Shape { managed: true, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 }))
+}
+
+/// Routes whose gateway has no MAC, or whose MAC leads nowhere.
+fn uncovered(rows: &Rows) -> Vec<IpNet> {
+    let covered = |route: &Route| {
+        let key = NeighbourKey { link: route.link.clone(), address: route.via };
+        let mac = rows.neighbours.get(&key)?;
+        rows.fdb.get(&FdbKey { link: route.link.clone(), mac: *mac })
+    };
+    rows.routes.iter().filter(|(_, route)| covered(route).is_none()).map(|(subnet, _)| *subnet).collect()
+}
+
+/// Subnets that were and will be routed, but are not now.
+fn cut_off(before: &Rows, now: &Rows, wanted: &Rows) -> Vec<IpNet> {
+    let stays = before.routes.keys().filter(|subnet| wanted.routes.contains_key(subnet));
+    stays.filter(|subnet| !now.routes.contains_key(subnet)).copied().collect()
+}
+
+trait RoutesOn {
+    fn routes_on(self, links: &BTreeSet<&LinkName>) -> BTreeMap<IpNet, Route>;
+}
+
+impl RoutesOn for Rows {
+    fn routes_on(self, links: &BTreeSet<&LinkName>) -> BTreeMap<IpNet, Route> {
+        self.routes.into_iter().filter(|(_, route)| links.contains(&route.link)).collect()
+    }
+}
+
+fn kind(op: &Op) -> &'static str {
+    match op {
+        Op::AddLink { .. } => "AddLink",
+        Op::SetLink { .. } => "SetLink",
+        Op::LinkUp(_) => "LinkUp",
+        Op::RemoveLink { .. } => "RemoveLink",
+        Op::SetSysctl(_) => "SetSysctl",
+        Op::AddAddress(..) => "AddAddress",
+        Op::RemoveAddress(..) => "RemoveAddress",
+        Op::SetNeighbour(..) => "SetNeighbour",
+        Op::RemoveNeighbour(_) => "RemoveNeighbour",
+        Op::SetFdb(..) => "SetFdb",
+        Op::RemoveFdb(..) => "RemoveFdb",
+        Op::SetRoute(..) => "SetRoute",
+        Op::RemoveRoute(..) => "RemoveRoute",
+    }
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        8 => (0..NAMES.len(), prop::option::weighted(0.8, shape())).prop_map(|(at, shape)| Event::Node(at, shape)),
+        1 => prop_oneof![Just(1400), Just(1500)].prop_map(Event::Mtu),
+        2 => Just(Event::Drain),
+    ];
+    prop::collection::vec(event, 0..25)
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let v4 =
+        prop::option::weighted(0.9, (0u8..6, prop_oneof![4 => Just(24u8), 1 => Just(23), 1 => Just(25)]));
+    let v6 = prop::option::of(0u8..5);
+    (prop::bool::weighted(0.9), v4, v6, 0u8..8, 1u8..6).prop_map(|(managed, v4, v6, mac, underlay)| Shape {
+        managed,
+        v4,
+        v6,
+        mac,
+        underlay,
+    })
+}
+
+fn overlay() -> Overlay {
+    let networks = vec!["10.244.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()];
+    let mut overlay = Overlay::new(Settings::new(OWN, networks, Peering::Annotated)).unwrap();
+    overlay.set_host(host(1500));
+    overlay
+}
+
+fn host(mtu: u32) -> Host {
+    let external = ExternalInterface {
+        index: IfIndex(2),
+        name: LinkName::new("eth0").unwrap(),
+        mtu: Mtu::new(mtu).unwrap(),
+        v4: Some(Ipv4Addr::new(192, 0, 2, 250)),
+        v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x250)),
+    };
+    Host { external, device_macs: PerFamily { v4: Some(own_device_mac()), v6: None } }
+}
+
+fn own_device_mac() -> Mac {
+    Mac::new([0x0a, 0, 0, 0, 0xee, 0xee])
+}
+
+fn feed(overlay: &mut Overlay, event: &Event) {
+    match event {
+        Event::Node(at, shape) => {
+            let name: Arc<str> = NAMES[*at].into();
+            let node = shape.as_ref().map(|shape| node(&name, shape));
+            overlay.apply(&name, node.as_ref());
+        }
+        Event::Mtu(mtu) => overlay.set_host(host(*mtu)),
+        Event::Drain => {}
+    }
+}
+
+fn node(name: &str, shape: &Shape) -> Node {
+    let v6 = shape.v6.map(|at| format!("fd00:0:0:{at}::/64").parse().unwrap());
+    let mut node = Node {
+        name: name.into(),
+        pod_cidrs: subnet4(shape).into_iter().chain(v6).collect(),
+        ..Node::default()
+    };
+    if shape.managed {
+        node.flannel = [
+            ("kube-subnet-manager", "true".to_owned()),
+            ("backend-type", "vxlan".to_owned()),
+            ("backend-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 4))),
+            ("backend-v6-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 6))),
+            ("public-ip", format!("192.0.2.{}", shape.underlay)),
+            ("public-ipv6", format!("2001:db8::{}", shape.underlay)),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+    }
+    node
+}
+
+fn peer(n: u8) -> Node {
+    node(&format!("peer-{n}"), &Shape { managed: true, v4: Some((n, 24)), v6: None, mac: n, underlay: n })
+}
+
+fn subnet4(shape: &Shape) -> Option<IpNet> {
+    let (at, length) = shape.v4?;
+    Some(IpNet::new([10, 244, at, 0].into(), length).unwrap().trunc())
+}
+
+fn mac(at: u8, family: u8) -> Mac {
+    Mac::new([0x0a, 0, 0, 0, family - 4, at])
+}
