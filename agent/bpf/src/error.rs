@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
+use podway_reconcile::Recovery;
 
 /// Why the eBPF dataplane did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -69,17 +70,6 @@ pub enum Error {
         /// Errno.
         source: io::Error,
     },
-}
-
-/// What the caller of a failed call should do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovery {
-    /// The same again, later.
-    Retry,
-    /// Look at the kernel anew, then write what differs: our picture of it may be wrong.
-    Resync,
-    /// Nothing helps but an operator.
-    Fatal,
 }
 
 impl Error {

@@ -17,7 +17,7 @@ mod sys;
 
 pub use cgroup::cgroup2_root;
 pub use dataplane::{BpfDataplane, Settings};
-pub use error::{Error, Recovery};
+pub use error::Error;
 pub use maps::Counters;
 
 /// Where maps and links are pinned unless configured otherwise. Nodes that share a BPF filesystem need one each.

@@ -1,7 +1,23 @@
 //! The cluster state from an API server or a folder of manifests, as one stream of events.
 //!
-//! I/O only: what an event means is decided in the pure crates.
+//! I/O only: what an event means is decided in the pure crates. Both sources end in the same events, through the
+//! same decoding of the objects.
 
+mod api_server;
+mod config;
+mod decode;
+mod directory;
+mod error;
 mod event;
+mod manifest;
+mod outage;
+mod source;
+#[cfg(test)]
+mod test_folder;
 
+pub use api_server::NodeWriter;
+pub use config::{DirectoryConfig, KubeConfig, SourceConfig};
+pub use directory::read_manifests;
+pub use error::Error;
 pub use event::{Event, Kind, Problem};
+pub use source::Source;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use podway_cluster::{NodeWriter, SourceConfig};
-use podway_netlink::{InterfaceChoice, Netlink, Recovery};
+use podway_netlink::{InterfaceChoice, Netlink};
 use podway_nftables::{Network, NetworkRows};
 use podway_overlay::{Host, LinkName, Mtu, Node, Observed, Op, Overlay, Peering, Problem, Settings, Vni};
-use podway_reconcile::Retry;
+use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
@@ -119,7 +119,9 @@ impl NetworkHalf {
     async fn program(&mut self) -> Result<()> {
         self.locate().await?;
         let started = Instant::now();
-        let ops = match self.overlay.changes() {
+        let changes = self.overlay.changes();
+        let observed = changes.is_none();
+        let ops = match changes {
             Some(ops) => ops,
             None => {
                 let observed = self.netlink.observe(&self.overlay.link_names()).await?;
@@ -136,9 +138,12 @@ impl NetworkHalf {
         };
         let written = self.masquerade.replace(&rows).await?;
         self.write_subnet_file()?;
-        if !ops.is_empty() || written > 0 {
-            let took = format!("{:.1?}", started.elapsed());
-            info!(steps = ops.len() + written, took, "pod network programmed");
+        let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
+        match (observed, steps) {
+            (true, 0) => info!(took, "pod network stands as planned: nothing to change"),
+            (true, steps) => info!(steps, took, "pod network programmed"),
+            (false, 0) => {}
+            (false, steps) => debug!(steps, took, "pod network changed"),
         }
         self.announce().await
     }
@@ -237,11 +242,9 @@ impl NetworkHalf {
 
 /// Only more rights, or an nft to run, would help.
 fn is_fatal(error: &anyhow::Error) -> bool {
-    let netlink = error.downcast_ref::<podway_netlink::Error>().map(|it| it.recovery() == Recovery::Fatal);
-    let nftables = error
-        .downcast_ref::<podway_nftables::Error>()
-        .map(|it| it.recovery() == podway_nftables::Recovery::Fatal);
-    netlink.or(nftables).unwrap_or(false)
+    let netlink = error.downcast_ref::<podway_netlink::Error>().map(podway_netlink::Error::recovery);
+    let nftables = error.downcast_ref::<podway_nftables::Error>().map(podway_nftables::Error::recovery);
+    netlink.or(nftables) == Some(Recovery::Fatal)
 }
 
 /// Removes links and routes with our mark (contract S22).

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Dataplane};
 use crate::network::NetworkHalf;
 use crate::privilege::require_net_admin;
-use crate::services::ServiceHalf;
+use crate::services::{Bpf, ServiceHalf};
 
 /// Events on their way from a source; a full queue slows the source down.
 const QUEUE: usize = 1024;
@@ -75,9 +75,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-fn open_bpf(config: &Config) -> Result<Option<podway_bpf::BpfDataplane>> {
+fn open_bpf(config: &Config) -> Result<Bpf> {
     if config.dataplane == Dataplane::Nftables {
-        return Ok(None);
+        return Ok(Bpf::Off(config.ebpf.pin_directory.clone()));
     }
     let cgroup = match config.ebpf.cgroup.as_os_str().is_empty() {
         true => podway_bpf::cgroup2_root()?,
@@ -85,7 +85,7 @@ fn open_bpf(config: &Config) -> Result<Option<podway_bpf::BpfDataplane>> {
     };
     let settings = podway_bpf::Settings { cgroup, pin_dir: config.ebpf.pin_directory.clone() };
     let dataplane = podway_bpf::BpfDataplane::open(&settings).context("dataplane ebpf")?;
-    Ok(Some(dataplane))
+    Ok(Bpf::On(Box::new(dataplane)))
 }
 
 /// Which kinds a source is asked for.

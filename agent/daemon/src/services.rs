@@ -1,22 +1,32 @@
 //! The service half: events in, rows planned, both dataplanes fed.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use podway_bpf::BpfDataplane;
 use podway_cluster::Kind;
-use podway_nftables::{NftProcess, Recovery, Services};
+use podway_nftables::{NftProcess, Services};
 use podway_proxy::{Frontend, ObjectName, Planner, RowDelta, Rows};
-use podway_reconcile::Retry;
-use tracing::{info, warn};
+use podway_reconcile::{Recovery, Retry};
+use tracing::{debug, info, warn};
 
 use crate::run::{Half, ServiceEvent};
+
+/// What becomes of the eBPF dataplane.
+pub(crate) enum Bpf {
+    /// It is used.
+    On(Box<BpfDataplane>),
+    /// It is not; what a run with it left pinned here goes once nftables has everything.
+    Off(PathBuf),
+}
 
 /// Turns events into rows and rows into kernel state.
 pub(crate) struct ServiceHalf {
     planner: Planner,
     nftables: Services,
-    bpf: Option<podway_bpf::BpfDataplane>,
+    bpf: Bpf,
     waiting_for: BTreeSet<Kind>,
     /// What is planned and not yet in the kernel; `None` until all of it was written once, and after a doubt.
     pending: Option<RowDelta>,
@@ -26,7 +36,7 @@ pub(crate) struct ServiceHalf {
 
 impl ServiceHalf {
     /// A half that writes nothing before Services and EndpointSlices have been listed once (contract S32).
-    pub(crate) fn new(nftables: Services<NftProcess>, bpf: Option<podway_bpf::BpfDataplane>) -> Self {
+    pub(crate) fn new(nftables: Services<NftProcess>, bpf: Bpf) -> Self {
         Self {
             planner: Planner::default(),
             nftables,
@@ -58,18 +68,17 @@ impl Half for ServiceHalf {
         if let Some(pending) = &mut self.pending {
             pending.merge(change);
         }
-        match self.write().await {
-            Ok(0) => {}
-            Ok(written) => {
-                let took = format!("{:.1?}", started.elapsed());
-                info!(
-                    elements = written,
-                    services = self.planner.service_count(),
-                    took,
-                    "Services programmed"
-                );
-            }
+        let first = self.pending.is_none();
+        let written = match self.write().await {
+            Ok(written) => written,
             Err(failure) => return self.after(failure).await.map(Some),
+        };
+        let (services, took) = (self.planner.service_count(), format!("{:.1?}", started.elapsed()));
+        match (first, written) {
+            (true, 0) => info!(services, took, "Services stand as planned: nothing to change"),
+            (true, elements) => info!(services, elements, took, "Services programmed"),
+            (false, 0) => {}
+            (false, elements) => debug!(services, elements, took, "Services changed"),
         }
         self.retry.succeeded();
         self.report_contested();
@@ -84,7 +93,7 @@ impl ServiceHalf {
             Some(pending) if pending.is_empty() => return Ok(0),
             Some(pending) => {
                 let written = self.nftables.apply(pending).await?;
-                if let Some(bpf) = &mut self.bpf {
+                if let Bpf::On(bpf) = &mut self.bpf {
                     bpf.apply(pending)?;
                 }
                 written
@@ -98,10 +107,13 @@ impl ServiceHalf {
     async fn write_all(&mut self) -> Result<usize, Failure> {
         let rows = self.planner.rows();
         let written = self.nftables.replace(&rows).await?;
-        if let Some(bpf) = &mut self.bpf {
-            let held = Rows { frontends: bpf.observe()?, ..Rows::default() };
-            bpf.apply(&held.delta_to(&rows))?;
-            bpf.attach()?;
+        match &mut self.bpf {
+            Bpf::On(bpf) => {
+                let held = Rows { frontends: bpf.observe()?, ..Rows::default() };
+                bpf.apply(&held.delta_to(&rows))?;
+                bpf.attach()?;
+            }
+            Bpf::Off(pins) => BpfDataplane::remove_all(pins)?,
         }
         Ok(written)
     }
@@ -150,6 +162,6 @@ impl From<podway_nftables::Error> for Failure {
 
 impl From<podway_bpf::Error> for Failure {
     fn from(error: podway_bpf::Error) -> Self {
-        Self { recovery: Recovery::Retry, message: error.to_string() }
+        Self { recovery: error.recovery(), message: error.to_string() }
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_overlay::LinkName;
+use podway_reconcile::Recovery;
 
 /// What went wrong, naming the operation and its object; the kernel's error number is kept.
 #[derive(Debug, thiserror::Error)]
@@ -95,15 +96,6 @@ pub enum PortUser {
     Link(LinkName),
     /// A socket of some program, or a VXLAN link that was removed meanwhile.
     Unknown,
-}
-
-/// What can be done about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovery {
-    /// Observe and reconcile again after a while.
-    Resync,
-    /// It will fail again until somebody gives this process more rights.
-    Fatal,
 }
 
 impl Error {

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
+use netlink_packet_route::address::AddressHeaderFlags as Flags;
 use podway_overlay::{ExternalInterface, Family, IfIndex, LinkName, Mtu};
-use rtnetlink::packet_route::address::AddressHeaderFlags as Flags;
 
 use crate::dump::{self, Address, Link, Routes};
 use crate::error::Error;

@@ -12,7 +12,7 @@ mod observe;
 mod render;
 mod run;
 
-pub use error::{Error, Recovery};
+pub use error::Error;
 pub use external::InterfaceChoice;
 pub use netlink::Netlink;
 pub use run::{Failure, Report};

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io;
 
 use futures::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
 use podway_overlay::{ExternalInterface, LinkName, Observed, Op};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use crate::error::Error;
 use crate::external::{self, InterfaceChoice};

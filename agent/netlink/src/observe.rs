@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use netlink_packet_route::route::RouteProtocol;
 use podway_overlay::{
     Family, FdbKey, IfIndex, LinkKind, LinkName, LinkState, Mtu, NeighbourKey, Observed, Route, Sysctl,
 };
-use rtnetlink::packet_route::route::RouteProtocol;
 
 use crate::dump::{self, Hop, Link, Routes};
 use crate::error::Error;

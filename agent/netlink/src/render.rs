@@ -3,17 +3,15 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podway_overlay::{Family, IfIndex, LinkName, Mac, Mtu, Route, VxlanLink};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use rtnetlink::packet_route::route::{
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use podway_overlay::{Family, IfIndex, LinkName, Mac, Mtu, Route, VxlanLink};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
 use crate::{LINK_ALIAS, ROUTE_PROTOCOL};

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use podway_reconcile::Recovery;
+
 /// A failure of a call to nft. A transaction that failed has changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,17 +34,6 @@ pub enum Error {
         /// Where reading ended.
         message: String,
     },
-}
-
-/// What the caller of a failed call should do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovery {
-    /// The same again, later.
-    Retry,
-    /// Look at the kernel anew, then write what differs: our picture of it may be wrong.
-    Resync,
-    /// Nothing helps but an operator.
-    Fatal,
 }
 
 impl Error {

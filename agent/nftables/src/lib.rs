@@ -15,7 +15,7 @@ mod schema;
 mod services;
 mod transaction;
 
-pub use error::{Error, Recovery};
+pub use error::Error;
 pub use fake::FakeNft;
 pub use network::{Network, NetworkRows};
 pub use process::{Nft, NftProcess};

@@ -5,8 +5,10 @@
 
 mod claims;
 mod delta;
+mod recovery;
 mod retry;
 
 pub use claims::Claims;
 pub use delta::{Delta, diff};
+pub use recovery::Recovery;
 pub use retry::Retry;

@@ -1,0 +1,177 @@
+//! Whether the API server answers, and what is told of it.
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{self, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, Uri};
+use kube::client::Body;
+use podway_proxy::ObjectName;
+use tower::{BoxError, Service};
+
+use crate::outage::Outage;
+use crate::{Event, Kind, Problem};
+
+/// A server that takes a request and then says nothing for this long is as good as gone. An overloaded one may well
+/// take ten seconds for a large list.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The state of all requests to one server: three watches that fail for one reason are one problem.
+#[derive(Debug)]
+pub(super) struct Contact {
+    server: Uri,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failing: BTreeSet<Kind>,
+    outage: Outage,
+}
+
+impl Contact {
+    pub(super) fn new(server: &Uri) -> Self {
+        Self { server: server.clone(), state: Mutex::default() }
+    }
+
+    /// Notes that a list or watch has failed; the problem, if it is to be told.
+    pub(super) fn failed(&self, kind: Kind, reason: &str, now: Instant) -> Option<Problem> {
+        let mut state = self.state();
+        state.failing.insert(kind);
+        let message = format!("{reason}; what is known stands, trying again");
+        state.outage.failed(reason, now).then(|| self.problem(message))
+    }
+
+    /// Notes that a list or watch works. Says so in the log when it was the last that did not.
+    fn answered(&self, kind: Kind, now: Instant) {
+        let mut state = self.state();
+        state.failing.remove(&kind);
+        if !state.failing.is_empty() {
+            return;
+        }
+        if let Some(lasted) = state.outage.over(now) {
+            tracing::info!(server = %self.server, seconds = lasted.as_secs(), "API server answers again");
+        }
+    }
+
+    /// The problem of a server that is reached through what podway itself provides (contract S23), which comes to
+    /// light when that Service is seen.
+    pub(super) fn dependence(&self, event: &Event) -> Option<Problem> {
+        let Event::Service(name, Some(service)) = event else { return None };
+        let host: IpAddr = self.server.host()?.trim_matches(['[', ']']).parse().ok()?;
+        let is_own_service = *name == ObjectName::new("default", "kubernetes");
+        (is_own_service && service.cluster_ips.contains(&host)).then(|| {
+            let message = "this is the clusterIP of Service default/kubernetes, which podway provides itself; set \
+                           server (or KUBERNETES_SERVICE_HOST) to an address that works without it";
+            self.problem(message.to_owned())
+        })
+    }
+
+    fn problem(&self, message: String) -> Problem {
+        Problem { subject: format!("API server {}", self.server), field: String::new(), message }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What lies at the bottom of an error: the layers above only repeat that something failed.
+pub(super) fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// A client's service that limits the wait for an answer and tells [`Contact`] of every list or watch that was
+/// answered: a watch that starts anew and has nothing to say is seen nowhere else.
+pub(super) struct Observed<S> {
+    inner: S,
+    contact: Arc<Contact>,
+}
+
+impl<S> Observed<S> {
+    pub(super) fn new(inner: S, contact: Arc<Contact>) -> Self {
+        Self { inner, contact }
+    }
+}
+
+impl<S, B> Service<Request<Body>> for Observed<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send + 'static>,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let kind = listed_kind(&request);
+        let contact = self.contact.clone();
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let Ok(response) = tokio::time::timeout(RESPONSE_TIMEOUT, response).await else {
+                return Err(format!("no answer within {} s", RESPONSE_TIMEOUT.as_secs()).into());
+            };
+            let response = response.map_err(Into::into)?;
+            if let Some(kind) = kind.filter(|_| response.status().is_success()) {
+                contact.answered(kind, Instant::now());
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// The kind that a request lists or watches.
+fn listed_kind(request: &Request<Body>) -> Option<Kind> {
+    match request.uri().path().rsplit('/').next()? {
+        "services" => Some(Kind::Service),
+        "endpointslices" => Some(Kind::EndpointSlice),
+        "nodes" => Some(Kind::Node),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_reason_for_three_kinds_is_told_once_with_the_url() {
+        let contact = Contact::new(&Uri::from_static("https://192.0.2.1:6443"));
+        let now = Instant::now();
+        let problem = contact.failed(Kind::Service, "connection refused", now).unwrap();
+        assert_eq!(
+            problem.to_string(),
+            "API server https://192.0.2.1:6443/: connection refused; what is known stands, trying again"
+        );
+        assert_eq!(contact.failed(Kind::Node, "connection refused", now), None);
+        contact.answered(Kind::Service, now);
+        assert_eq!(contact.state().failing, [Kind::Node].into(), "the outage goes on for Nodes");
+        contact.answered(Kind::Node, now);
+        assert_eq!(contact.state().outage.over(now), None, "told that it is over");
+    }
+
+    #[test]
+    fn s23_a_server_behind_its_own_service_is_a_problem() {
+        let text = "{apiVersion: v1, kind: Service, metadata: {name: kubernetes}, spec: {clusterIPs: ['fd00::1', \
+                    10.96.0.1]}}";
+        let [event] = &crate::read_manifests("s.yaml", text)[..] else { panic!("one event") };
+        for (server, told) in
+            [("https://10.96.0.1", true), ("https://[fd00::1]:443", true), ("https://192.0.2.1", false)]
+        {
+            let contact = Contact::new(&Uri::from_static(server));
+            assert_eq!(contact.dependence(event).is_some(), told, "{server}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! One kind, listed and watched for ever.
+
+use std::fmt::Debug;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use kube::core::Status;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource};
+use podway_reconcile::Retry;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::Sender;
+use tokio::time;
+
+use super::contact::{Contact, root_cause};
+use super::fold::Fold;
+use crate::decode::Decode;
+use crate::manifest::{self, HEADLESS, SERVICE_PROXY_NAME};
+use crate::{Event, Kind};
+
+/// An API server that restarts is back within seconds; one that stays away need not be asked more often than this,
+/// thousands of nodes do.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MOST: Duration = Duration::from_secs(8);
+
+/// A failure so long after the last one is a new one.
+const RETRY_AFRESH: Duration = Duration::from_secs(60);
+
+/// A list in which nothing moves for this long is begun again, the other way. Longer than an answer may take.
+const LIST_STALLED: Duration = Duration::from_secs(60);
+
+/// A kind that is followed.
+pub(super) trait Followed: Decode + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+    const KIND: Kind;
+
+    /// What the server is asked for (contract S1).
+    fn selected() -> watcher::Config {
+        watcher::Config::default()
+    }
+}
+
+impl Followed for manifest::Service {
+    const KIND: Kind = Kind::Service;
+
+    fn selected() -> watcher::Config {
+        watcher::Config::default().labels(&format!("!{SERVICE_PROXY_NAME}")).fields("spec.clusterIP!=None")
+    }
+}
+
+impl Followed for manifest::EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+
+    fn selected() -> watcher::Config {
+        watcher::Config::default().labels(&format!("!{HEADLESS}"))
+    }
+}
+
+impl Followed for manifest::Node {
+    const KIND: Kind = Kind::Node;
+}
+
+/// The receiver is gone.
+pub(super) struct Closed;
+
+/// How the first state is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    /// As a watch that begins with every object: neither end ever holds the whole list.
+    Streamed,
+    /// At once out of the server's cache, for servers without the former. Not page by page: pages are read from
+    /// etcd, and every node of the cluster would.
+    Cached,
+}
+
+/// Follows every object of a kind; ends only when nobody listens any more.
+pub(super) async fn follow<K: Followed>(
+    client: &Client,
+    contact: &Contact,
+    events: &Sender<Event>,
+) -> Result<(), Closed> {
+    let mut follower = Follower { contact, events, fold: Fold::new(K::KIND), retry: Attempts::new() };
+    let mut listing = Listing::Streamed;
+    loop {
+        let config = match listing {
+            Listing::Streamed => K::selected().streaming_lists(),
+            Listing::Cached => watcher::Config { page_size: None, ..K::selected().any_semantic() },
+        };
+        listing = follower.watch(watcher(Api::<K>::all(client.clone()), config), listing).await?;
+        tracing::debug!(kind = ?K::KIND, ?listing, "listing the other way");
+    }
+}
+
+struct Follower<'a> {
+    contact: &'a Contact,
+    events: &'a Sender<Event>,
+    fold: Fold,
+    retry: Attempts,
+}
+
+impl Follower<'_> {
+    /// Follows one watcher until its way of listing turns out not to work; the way to try next.
+    async fn watch<K: Followed>(
+        &mut self,
+        stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
+        listing: Listing,
+    ) -> Result<Listing, Closed> {
+        let mut stream = pin!(stream);
+        loop {
+            let next = if self.fold.is_listing() {
+                time::timeout(LIST_STALLED, stream.next()).await
+            } else {
+                Ok(stream.next().await)
+            };
+            match next {
+                Ok(Some(Ok(event))) => self.tell(event).await?,
+                Ok(Some(Err(error))) if listing == Listing::Streamed && is_unsupported(&error) => {
+                    return Ok(Listing::Cached);
+                }
+                Ok(Some(Err(error))) => self.wait_after::<K>(&error).await?,
+                Ok(None) => return Ok(listing),
+                Err(_) => {
+                    let reason = format!("a list has stood still for {} s", LIST_STALLED.as_secs());
+                    self.report::<K>(&reason).await?;
+                    return Ok(listing.other());
+                }
+            }
+        }
+    }
+
+    async fn tell<K: Followed>(&mut self, event: watcher::Event<K>) -> Result<(), Closed> {
+        for event in self.fold.apply(event) {
+            if let Some(problem) = self.contact.dependence(&event) {
+                self.send(Event::Problem(problem)).await?;
+            }
+            self.send(event).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_after<K: Followed>(&mut self, error: &watcher::Error) -> Result<(), Closed> {
+        tracing::debug!(kind = ?K::KIND, %error, "watch interrupted");
+        if let Some(reason) = reason(error) {
+            self.report::<K>(&reason).await?;
+        }
+        time::sleep(self.retry.failed(Instant::now())).await;
+        Ok(())
+    }
+
+    async fn report<K: Followed>(&mut self, reason: &str) -> Result<(), Closed> {
+        match self.contact.failed(K::KIND, reason, Instant::now()) {
+            Some(problem) => self.send(Event::Problem(problem)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+}
+
+impl Listing {
+    fn other(self) -> Self {
+        match self {
+            Self::Streamed => Self::Cached,
+            Self::Cached => Self::Streamed,
+        }
+    }
+}
+
+/// A back-off that starts afresh by itself: a watch that works again may have nothing to say for hours.
+struct Attempts {
+    retry: Retry,
+    last: Option<Instant>,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { retry: Retry::new(RETRY_FIRST, RETRY_MOST), last: None }
+    }
+
+    fn failed(&mut self, now: Instant) -> Duration {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) > RETRY_AFRESH) {
+            self.retry.succeeded();
+        }
+        self.last = Some(now);
+        self.retry.failed()
+    }
+}
+
+/// Whether the server does not know lists by watch (before 1.27, or switched off).
+fn is_unsupported(error: &watcher::Error) -> bool {
+    let refused = |status: &Status| matches!(status.code, 400 | 422);
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if refused(status))
+}
+
+/// Why there is nothing to be had from the server; none where it only means that the next request will tell: a
+/// connection that ended, or a version too old to go on from, after which the list is repeated.
+fn reason(error: &watcher::Error) -> Option<String> {
+    match error {
+        watcher::Error::WatchFailed(kube::Error::ReadEvents(_) | kube::Error::HyperError(_)) => None,
+        watcher::Error::WatchError(status) if status.code == 410 => None,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+            if status.code == 410 =>
+        {
+            None
+        }
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(answer(status)),
+        watcher::Error::WatchError(status) => Some(answer(status)),
+        other => Some(root_cause(other)),
+    }
+}
+
+/// What the server said.
+pub(super) fn answer(status: &Status) -> String {
+    match status.message.as_str() {
+        "" => format!("{} {}", status.code, status.reason),
+        message => format!("{} {message}", status.code),
+    }
+}
