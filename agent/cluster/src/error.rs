@@ -56,7 +56,9 @@ impl Error {
     /// Whether trying again is of no use until somebody changes something: the configuration, or the rights.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Patch { code, .. } => code.is_some_and(|code| (400..500).contains(&code) && code != 409 && code != 429),
+            Self::Patch { code, .. } => {
+                code.is_some_and(|code| (400..500).contains(&code) && code != 409 && code != 429)
+            }
             _ => true,
         }
     }

@@ -73,7 +73,9 @@ impl Contact {
     }
 
     fn problem(&self, message: String) -> Problem {
-        Problem { subject: format!("API server {}", self.server), field: String::new(), message }
+        let server = self.server.to_string();
+        let subject = format!("API server {}", server.trim_end_matches('/'));
+        Problem { subject, field: String::new(), message }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -153,7 +155,7 @@ mod tests {
         let problem = contact.failed(Kind::Service, "connection refused", now).unwrap();
         assert_eq!(
             problem.to_string(),
-            "API server https://192.0.2.1:6443/: connection refused; what is known stands, trying again"
+            "API server https://192.0.2.1:6443: connection refused; what is known stands, trying again"
         );
         assert_eq!(contact.failed(Kind::Node, "connection refused", now), None);
         contact.answered(Kind::Service, now);

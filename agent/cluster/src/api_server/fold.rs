@@ -50,7 +50,9 @@ impl Fold {
             }
             watcher::Event::InitDone => self.list_done(),
             watcher::Event::Apply(object) => self.present(&object),
-            watcher::Event::Delete(object) => object.key().ok().and_then(|key| self.gone(&key)).into_iter().collect(),
+            watcher::Event::Delete(object) => {
+                object.key().ok().and_then(|key| self.gone(&key)).into_iter().collect()
+            }
         }
     }
 
@@ -96,4 +98,59 @@ fn version(metadata: &ObjectMeta) -> Option<Version> {
 
 fn unnamed(kind: Kind, message: &str) -> Problem {
     Problem { subject: format!("{kind:?} without a name"), field: String::new(), message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::manifest::Service;
+
+    fn service(name: u8, version: u64) -> Service {
+        let metadata = json!({"name": format!("s{name}"), "resourceVersion": version.to_string()});
+        // Every third version is one that is not to be looked at.
+        let cluster_ip = if version.is_multiple_of(3) { "None" } else { "10.96.0.1" };
+        let spec = json!({"clusterIP": cluster_ip, "ports": [{"port": version}]});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    fn any_event() -> impl Strategy<Value = watcher::Event<Service>> {
+        let object = (0u8..4, 1u64..9).prop_map(|(name, version)| service(name, version));
+        prop_oneof![
+            1 => Just(watcher::Event::Init),
+            1 => Just(watcher::Event::InitDone),
+            3 => object.clone().prop_map(watcher::Event::InitApply),
+            3 => object.clone().prop_map(watcher::Event::Apply),
+            1 => object.prop_map(watcher::Event::Delete),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn after_a_complete_list_what_was_told_in_sum_is_that_list(
+            before in prop::collection::vec(any_event(), 0..20),
+            list in prop::collection::btree_map(0u8..4, 1u64..9, 0..4),
+        ) {
+            let mut fold = Fold::new(Kind::Service);
+            let listed = list.iter().map(|(name, version)| watcher::Event::InitApply(service(*name, *version)));
+            let complete = std::iter::once(watcher::Event::Init).chain(listed).chain([watcher::Event::InitDone]);
+            let (mut world, mut synced) = (BTreeMap::new(), 0);
+            for event in before.into_iter().chain(complete).flat_map(|event| fold.apply(event)) {
+                match event {
+                    Event::Service(name, Some(service)) => {
+                        world.insert(name.name().to_owned(), u64::from(service.ports[0].port));
+                    }
+                    Event::Service(name, None) => prop_assert!(world.remove(name.name()).is_some(), "gone twice"),
+                    Event::Synced(_) => synced += 1,
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+            let proxied = list.into_iter().filter(|(_, version)| !version.is_multiple_of(3));
+            let expected: BTreeMap<_, _> = proxied.map(|(name, version)| (format!("s{name}"), version)).collect();
+            prop_assert_eq!(world, expected);
+            prop_assert_eq!(synced, 1);
+        }
+    }
 }

@@ -31,7 +31,9 @@ const RETRY_AFRESH: Duration = Duration::from_secs(60);
 const LIST_STALLED: Duration = Duration::from_secs(60);
 
 /// A kind that is followed.
-pub(super) trait Followed: Decode + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+pub(super) trait Followed:
+    Decode + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
+{
     const KIND: Kind;
 
     /// What the server is asked for (contract S1).

@@ -17,7 +17,7 @@ use tower::BoxError;
 
 use super::contact::{Contact, Observed};
 use super::{ApiServer, NodeWriter};
-use crate::{Event, Kind};
+use crate::{Event, Kind, KubeConfig};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -45,7 +45,10 @@ async fn a_server_without_streamed_lists_is_listed_from_its_cache() {
     server.on(
         SERVICES,
         [
-            refusal(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"),
+            refusal(
+                422,
+                "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+            ),
             Answer::Json(200, list),
             watch(&[added("c", 8)]),
         ],
@@ -61,11 +64,10 @@ async fn a_server_without_streamed_lists_is_listed_from_its_cache() {
 #[tokio::test]
 async fn s24_after_a_version_that_is_gone_only_what_differs_is_told() {
     let server = Script::synced_but_services();
-    let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}});
     server.on(
         SERVICES,
         [
-            watch(&[added("a", 1), added("b", 1), added("c", 1), bookmark(5), gone]),
+            watch(&[added("a", 1), added("b", 1), added("c", 1), bookmark(5), expired()]),
             watch(&[added("a", 1), added("c", 9), bookmark(10)]),
         ],
     );
@@ -77,11 +79,10 @@ async fn s24_after_a_version_that_is_gone_only_what_differs_is_told() {
 #[tokio::test]
 async fn a_list_that_breaks_off_removes_nothing() {
     let server = Script::synced_but_services();
-    let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}});
     server.on(
         SERVICES,
         [
-            watch(&[added("a", 1), added("b", 1), bookmark(5), gone]),
+            watch(&[added("a", 1), added("b", 1), bookmark(5), expired()]),
             Answer::Ends(lines(&[added("a", 1)])),
             watch(&[added("a", 1), added("b", 1), added("c", 12), bookmark(13)]),
         ],
@@ -96,11 +97,15 @@ async fn s24_a_broken_watch_goes_on_from_where_it_was() {
     let server = Script::synced_but_services();
     server.on(
         SERVICES,
-        [Answer::Ends(lines(&[added("a", 1), bookmark(5)])), Answer::Cut, watch(&[changed("a", 6), deleted("a", 7)])],
+        [
+            Answer::Ends(lines(&[added("a", 1), bookmark(5)])),
+            Answer::Cut,
+            watch(&[changed("a", 6), deleted("a", 7)]),
+        ],
     );
     let mut source = server.run();
     source.until_synced().await;
-    assert!(source.next().await.starts_with("problem API server http://192.0.2.1/: cut off;"));
+    assert!(source.next().await.starts_with("problem API server http://192.0.2.1: cut off;"));
     assert_eq!([source.next().await, source.next().await], ["default/a 6", "default/a gone"]);
     assert!(server.asked(SERVICES)[2].contains("resourceVersion=5"));
 }
@@ -123,7 +128,20 @@ async fn one_server_that_cannot_be_reached_is_one_problem() {
         server.on(kind, [Answer::Cut, Answer::Cut, watch(&[bookmark(5)])]);
     }
     let told = server.run().until_synced().await;
-    assert_eq!(told, ["problem API server http://192.0.2.1/: cut off; what is known stands, trying again"]);
+    assert_eq!(told, ["problem API server http://192.0.2.1: cut off; what is known stands, trying again"]);
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_said_with_the_url_and_the_reason() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = format!("http://127.0.0.1:{port}");
+    let config = KubeConfig { server: Some(server.clone()), ..KubeConfig::default() };
+    let (sender, events) = mpsc::channel(8);
+    tokio::spawn(ApiServer::open(&config).await.unwrap().run(sender));
+    let problem = Source(events).next().await;
+    let expected =
+        format!("problem API server {server}: Connection refused (os error 111); what is known stands");
+    assert!(problem.starts_with(&expected), "{problem}");
 }
 
 #[tokio::test]
@@ -138,7 +156,7 @@ async fn a_right_that_is_missing_is_named_and_the_other_kinds_go_on() {
         told,
         [
             "default/a 1",
-            "problem API server http://192.0.2.1/: 403 nodes is forbidden; what is known stands, trying again"
+            "problem API server http://192.0.2.1: 403 nodes is forbidden; what is known stands, trying again"
         ]
     );
 }
@@ -148,7 +166,11 @@ async fn n5_annotations_are_one_strategic_patch_to_the_nodes_status() {
     let server = Script::default();
     server.on("/api/v1/nodes/n1/status", [Answer::Json(200, a_node("n1"))]);
     let data = "{\"VNI\":1,\"VtepMAC\":\"0a:1b:2c:3d:4e:5f\"}".to_owned();
-    server.writer().annotate("n1", &BTreeMap::from([("backend-data".to_owned(), data.clone())])).await.unwrap();
+    server
+        .writer()
+        .annotate("n1", &BTreeMap::from([("backend-data".to_owned(), data.clone())]))
+        .await
+        .unwrap();
     let request = server.requests().remove(0);
     assert_eq!((request.method.as_str(), request.uri.path()), ("PATCH", "/api/v1/nodes/n1/status"));
     assert_eq!(request.content_type, "application/strategic-merge-patch+json");
@@ -159,7 +181,10 @@ async fn n5_annotations_are_one_strategic_patch_to_the_nodes_status() {
 #[tokio::test]
 async fn n18_the_network_condition_is_set_to_false() {
     let server = Script::default();
-    server.on("/api/v1/nodes/n1/status", [Answer::Json(200, a_node("n1")), refusal(404, "nodes \"n1\" not found")]);
+    server.on(
+        "/api/v1/nodes/n1/status",
+        [Answer::Json(200, a_node("n1")), refusal(404, "nodes \"n1\" not found")],
+    );
     let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_714_521_601_500);
     server.writer().network_available("n1", now).await.unwrap();
     let condition = &server.requests()[0].body["status"]["conditions"][0];
@@ -345,6 +370,11 @@ fn deleted(name: &str, version: u16) -> Value {
     json!({"type": "DELETED", "object": a_service(name, version)})
 }
 
+/// What a watch ends with when its version is gone from the server's memory.
+fn expired() -> Value {
+    json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}})
+}
+
 /// The bookmark that ends a streamed list.
 fn bookmark(version: u16) -> Value {
     let annotations = json!({"k8s.io/initial-events-end": "true"});
@@ -355,7 +385,7 @@ fn bookmark(version: u16) -> Value {
 /// A Service whose port is its version.
 fn a_service(name: &str, version: u16) -> Value {
     json!({
-        "metadata": {"name": name, "namespace": "default", "resourceVersion": version.to_string(), "managedFields": [{"manager": "kubectl"}]},
+        "metadata": {"name": name, "resourceVersion": version.to_string(), "managedFields": [{"manager": "kubectl"}]},
         "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": version}]},
     })
 }

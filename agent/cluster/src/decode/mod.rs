@@ -81,7 +81,8 @@ pub(crate) struct Nameless {
 
 /// Namespace and name; the namespace is `default` where a file leaves it out.
 fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Nameless> {
-    let namespace = metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    let namespace =
+        metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
     Ok(ObjectName::new(name_part("namespace", Some(namespace))?, plain_name(metadata)?))
 }
 

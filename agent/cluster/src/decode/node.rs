@@ -55,7 +55,9 @@ fn addresses(manifest: &manifest::Node, notes: &mut Notes<'_>) -> Vec<IpAddr> {
 fn pod_cidrs(manifest: &manifest::Node, notes: &mut Notes<'_>) -> Vec<IpNet> {
     let Some(spec) = &manifest.spec else { return Vec::new() };
     let written: Vec<(String, &str)> = match spec.pod_cidrs.as_deref() {
-        None | Some([]) => spec.pod_cidr.iter().map(|cidr| ("spec.podCIDR".to_owned(), cidr.as_str())).collect(),
+        None | Some([]) => {
+            spec.pod_cidr.iter().map(|cidr| ("spec.podCIDR".to_owned(), cidr.as_str())).collect()
+        }
         Some(cidrs) => {
             let path = |index| format!("spec.podCIDRs[{index}]");
             cidrs.iter().enumerate().map(|(index, cidr)| (path(index), cidr.as_str())).collect()

@@ -14,9 +14,13 @@ use crate::{Event, manifest};
 fn s1_a_service_without_a_cluster_ip_of_ours_is_not_looked_at() {
     let proxied = json!({"metadata": {"name": "a"}, "spec": {"clusterIP": "10.96.0.1"}});
     assert!(service(&proxied).0.is_some());
-    let labelled = |label: &str| json!({"metadata": {"name": "a", "labels": {label: ""}}, "spec": proxied["spec"]});
+    let labelled =
+        |label: &str| json!({"metadata": {"name": "a", "labels": {label: ""}}, "spec": proxied["spec"]});
     assert_eq!(service(&labelled("service.kubernetes.io/service-proxy-name")), (None, vec![]));
-    assert!(service(&labelled("service.kubernetes.io/headless")).0.is_some(), "that label is for slices only");
+    assert!(
+        service(&labelled("service.kubernetes.io/headless")).0.is_some(),
+        "that label is for slices only"
+    );
     for spec in [
         json!({"clusterIP": "None"}),
         json!({"clusterIP": ""}),
@@ -50,7 +54,10 @@ fn s2_ip_families_say_which_cluster_ips_count() {
         ips(json!({"clusterIPs": dual, "ipFamilies": ["IPv6", "IPv6"]})),
         (
             addresses(&dual[1..]),
-            vec![r#"spec.clusterIPs[0]: "10.96.0.1" is not of the family that spec.ipFamilies names; skipped"#.into()]
+            vec![
+                r#"spec.clusterIPs[0]: "10.96.0.1" is not of the family that spec.ipFamilies names; skipped"#
+                    .into()
+            ]
         )
     );
     assert_eq!(ips(json!({"clusterIP": "fd00::1"})), (addresses(&dual[1..]), vec![]), "an old API server's");
@@ -77,11 +84,15 @@ fn s2_a_slice_belongs_to_the_service_of_its_label_in_its_namespace() {
 
 #[test]
 fn s3_only_the_first_address_counts_and_ports_without_a_number_are_passed_over() {
-    let mut object = a_slice(json!([{"addresses": ["10.0.0.1", "10.0.0.2"], "nodeName": "n1"}, {"addresses": []}]));
+    let mut object =
+        a_slice(json!([{"addresses": ["10.0.0.1", "10.0.0.2"], "nodeName": "n1"}, {"addresses": []}]));
     object["ports"] = json!([{"port": null, "name": "all"}, {"port": 0}, {"port": 8080, "name": "http"}]);
     let (slice, problems) = slice(&object);
     let slice = slice.unwrap();
-    assert_eq!(slice.endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(), addresses(&["10.0.0.1"]));
+    assert_eq!(
+        slice.endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>(),
+        addresses(&["10.0.0.1"])
+    );
     assert_eq!(slice.endpoints[0].node.as_deref(), Some("n1"));
     assert_eq!(slice.ports.iter().map(|port| (&*port.name, port.port)).collect::<Vec<_>>(), [("http", 8080)]);
     assert_eq!(problems, ["endpoints[1].addresses: empty; endpoint skipped"]);
@@ -114,7 +125,10 @@ fn s33_invalid_fields_are_skipped_singly_naming_object_and_field() {
     let object = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {
         "clusterIPs": ["010.096.0.01", "10.96.0.300", "fd00::1", "fd00::2"],
         "internalTrafficPolicy": "Sometimes",
-        "ports": [{"port": 0}, {"port": 65536}, {"port": 80, "protocol": "ICMP"}, {"port": 80}, {"port": 80}, {"port": 80, "protocol": "UDP"}],
+        "ports": [
+            {"port": 0}, {"port": 65536}, {"port": 80, "protocol": "ICMP"}, {"port": 80}, {"port": 80},
+            {"port": 80, "protocol": "UDP"},
+        ],
     }});
     let (decoded, problems) = service(&object);
     let decoded = decoded.unwrap();
@@ -145,7 +159,10 @@ fn s33_bad_endpoints_leave_the_others() {
     let (slice, problems) = slice(&a_slice(json!([
         {"addresses": ["10.0.0.x"]}, {"addresses": ["fd00::1"]}, {"addresses": null}, {"addresses": ["010.0.0.9"]},
     ])));
-    assert_eq!(slice.unwrap().endpoints.iter().map(|it| it.address).collect::<Vec<_>>(), addresses(&["10.0.0.9"]));
+    assert_eq!(
+        slice.unwrap().endpoints.iter().map(|it| it.address).collect::<Vec<_>>(),
+        addresses(&["10.0.0.9"])
+    );
     assert_eq!(
         problems,
         [
@@ -158,13 +175,16 @@ fn s33_bad_endpoints_leave_the_others() {
 
 #[test]
 fn s34_the_api_servers_defaults_are_filled_in() {
-    let written = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    let written =
+        json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
     let service = service(&written).0.unwrap();
     assert_eq!(service.cluster_ips, addresses(&["10.96.0.1"]));
     assert_eq!(service.internal_traffic_policy, TrafficPolicy::Cluster);
     assert_eq!((&*service.ports[0].name, service.ports[0].protocol), ("", Protocol::Tcp));
     assert_eq!(service.created, 0);
-    let Event::Service(name, _) = decode::<manifest::Service>(&written).unwrap().event else { panic!("a Service") };
+    let Event::Service(name, _) = decode::<manifest::Service>(&written).unwrap().event else {
+        panic!("a Service")
+    };
     assert_eq!(name.to_string(), "default/web");
 
     let mut object = a_slice(json!([]));
@@ -226,7 +246,9 @@ fn creation_is_read_in_seconds() {
 
 #[test]
 fn an_object_without_a_usable_name_is_refused() {
-    for metadata in [json!({}), json!({"name": ""}), json!({"name": "a/b"}), json!({"name": "a", "namespace": "x/y"})] {
+    for metadata in
+        [json!({}), json!({"name": ""}), json!({"name": "a/b"}), json!({"name": "a", "namespace": "x/y"})]
+    {
         assert!(decode::<manifest::Service>(&json!({"metadata": metadata})).is_err(), "{metadata}");
     }
 }
@@ -285,7 +307,8 @@ fn any_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(2, 8, 3, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            prop::collection::btree_map("[a-zA-Z]{1,8}", inner, 0..3).prop_map(|map| Value::Object(map.into_iter().collect())),
+            prop::collection::btree_map("[a-zA-Z]{1,8}", inner, 0..3)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }

@@ -58,7 +58,9 @@ fn read_document(document: Document<'_>) -> Vec<(usize, Outcome)> {
             let message = DefaultMessageFormatter.format_message(error).into_owned();
             vec![(whole(line.unwrap_or(1)), Err(message))]
         }
-        Ok(Manifest { fields, items: None }) => vec![(document.line + leading(document.text), object(fields))],
+        Ok(Manifest { fields, items: None }) => {
+            vec![(document.line + leading(document.text), object(fields))]
+        }
         Ok(Manifest { items: Some(items), .. }) => {
             items.0.into_iter().map(|(line, outcome)| (whole(line), outcome)).collect()
         }
@@ -79,6 +81,7 @@ fn leading(text: &str) -> usize {
 fn limits() -> Options {
     serde_saphyr::options! {
         with_snippet: false,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,
             max_nodes: usize::MAX,
@@ -205,7 +208,8 @@ mod tests {
 
     #[test]
     fn lists_are_read_item_by_item_in_any_order_of_their_fields() {
-        let item = "- kind: Service\n  apiVersion: v1\n  metadata: {name: web}\n  spec: {clusterIP: 10.96.0.7}\n";
+        let item =
+            "- kind: Service\n  apiVersion: v1\n  metadata: {name: web}\n  spec: {clusterIP: 10.96.0.7}\n";
         let text = format!(
             "# list\napiVersion: v1\nitems:\n{item}- kind: Pod\n  apiVersion: v1\n- kind: Node\n  apiVersion: \
              v1\n{item}kind: List\n"
@@ -218,9 +222,11 @@ mod tests {
 
     #[test]
     fn json_is_read_with_tabs_too() {
-        let text = "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"NodeList\",\n\t\"items\": [\n\t\t{\n\t\t\t\"apiVersion\": \
-                    \"v1\",\n\t\t\t\"kind\": \"Node\",\n\t\t\t\"metadata\": {\"name\": \"a\"}\n\t\t}\n\t]\n}\n";
-        let contents = read("nodes.json", text);
+        let node = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}}"#;
+        let text = format!(
+            "{{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"NodeList\",\n\t\"items\": [\n\t\t{node}\n\t]\n}}\n"
+        );
+        let contents = read("nodes.json", &text);
         assert_eq!(contents.broken, []);
         assert!(matches!(contents.objects[..], [(5, Decoded { event: Event::Node(_, Some(_)), .. })]));
     }

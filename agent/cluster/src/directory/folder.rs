@@ -57,7 +57,8 @@ impl Folder {
     /// The folder cannot be listed, or the one file is not there. Nothing is forgotten then.
     pub(crate) fn look(&mut self, hint: &Hint) -> io::Result<Vec<Event>> {
         let present = self.present()?;
-        let gone: Vec<Arc<Path>> = self.seen.keys().filter(|path| !present.contains(*path)).cloned().collect();
+        let gone: Vec<Arc<Path>> =
+            self.seen.keys().filter(|path| !present.contains(*path)).cloned().collect();
         for path in gone {
             self.seen.remove(&path);
             self.catalog.remove(&path);

@@ -24,7 +24,8 @@ const A_WHILE: Duration = Duration::from_millis(700);
 async fn what_is_there_is_told_and_then_that_it_was_all() {
     let folder = TestFolder::new("all");
     folder.write("a.yaml", &format!("{}---\n{}", service("a", 1), service("b", 2)));
-    folder.write("list.json", r#"{"apiVersion": "v1", "kind": "NodeList", "items": [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}]}"#);
+    let node = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}"#;
+    folder.write("list.json", &format!(r#"{{"apiVersion": "v1", "kind": "NodeList", "items": [{node}]}}"#));
     folder.write("notes.txt", "not a manifest");
     folder.write(".hidden.yaml", "not: [a manifest");
     folder.write("a.yaml~", "not: [a manifest");
@@ -180,7 +181,8 @@ impl Source {
     }
 
     async fn next(&mut self) -> String {
-        let event = timeout(SOON, self.events.recv()).await.expect("an event in time").expect("a running source");
+        let event =
+            timeout(SOON, self.events.recv()).await.expect("an event in time").expect("a running source");
         shown(&event)
     }
 

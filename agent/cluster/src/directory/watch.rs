@@ -111,7 +111,8 @@ impl Watch {
             self.writing.insert(name, Instant::now());
             return false;
         }
-        let is_done = EventMask::CLOSE_WRITE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO;
+        let is_done =
+            EventMask::CLOSE_WRITE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO;
         if event.mask.intersects(is_done) {
             self.writing.remove(&name);
         }
