@@ -17,31 +17,39 @@ pub(crate) struct Chooser {
 }
 
 impl Chooser {
+    /// One of each kind, by whose text the making of these chains can be told from another version's.
+    pub(crate) fn samples() -> [Self; 3] {
+        [Masquerade::Never, Masquerade::UnlessPod, Masquerade::Always]
+            .map(|masquerade| Self { masquerade, count: 2 })
+    }
+
     /// The text that makes this chain and, if it marks, the plain one it ends in. Making a chain that exists is no
     /// error, and its rules are replaced.
     pub(crate) fn text(self, family: Family, mark: u32) -> String {
-        let ip = family.word();
-        let table = format!("{ip} {SERVICES}");
-        let count = self.count;
-        let marking = match self.masquerade {
-            Masquerade::Never => {
-                return format!(
-                    "add chain {table} {self}\nflush chain {table} {self}\n\
-                     add rule {table} {self} dnat {ip} to {ip} daddr . meta l4proto . th dport . \
-                     numgen random mod {count} map @endpoints\n"
-                );
-            }
+        let (ip, count) = (family.word(), self.count);
+        let rules = match self.masquerade {
+            Masquerade::Never => ["tcp", "udp", "sctp"].map(|protocol| {
+                format!("dnat {ip} to {ip} daddr . {protocol} dport . numgen random mod {count} map @{protocol}-endpoints")
+            }).to_vec(),
             Masquerade::UnlessPod => {
-                format!("{ip} saddr != @pod-networks meta mark set meta mark or {mark:#x}")
+                let mark = format!("{ip} saddr != @pod-networks meta mark set meta mark or {mark:#x}");
+                vec![mark, format!("goto {}", self.plain())]
             }
-            Masquerade::Always => format!("meta mark set meta mark or {mark:#x}"),
+            Masquerade::Always => {
+                vec![format!("meta mark set meta mark or {mark:#x}"), format!("goto {}", self.plain())]
+            }
         };
-        let plain = Self { masquerade: Masquerade::Never, count };
-        format!(
-            "{}add chain {table} {self}\nflush chain {table} {self}\nadd rule {table} {self} {marking}\n\
-             add rule {table} {self} goto {plain}\n",
-            plain.text(family, mark)
-        )
+        let chain = format!("{ip} {SERVICES} {self}");
+        let first = match self.masquerade {
+            Masquerade::Never => String::new(),
+            _ => self.plain().text(family, mark),
+        };
+        let rules: String = rules.iter().map(|rule| format!("add rule {chain} {rule}\n")).collect();
+        format!("{first}add chain {chain}\nflush chain {chain}\n{rules}")
+    }
+
+    fn plain(self) -> Self {
+        Self { masquerade: Masquerade::Never, ..self }
     }
 }
 

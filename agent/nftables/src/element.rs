@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use podway_proxy::{Frontend, Hairpin, Pool, RowDelta, Rows};
+use podway_proxy::{Frontend, Hairpin, Pool, Protocol, RowDelta, Rows};
 use podway_reconcile::{Delta, diff};
 
 use crate::chains::Chooser;
@@ -49,7 +49,11 @@ impl Key {
         match self {
             Self::PodNetwork(_) => "pod-networks",
             Self::Hairpin(_) => "hairpins",
-            Self::Endpoint(..) => "endpoints",
+            Self::Endpoint(at, _) => match at.protocol {
+                Protocol::Tcp => "tcp-endpoints",
+                Protocol::Udp => "udp-endpoints",
+                Protocol::Sctp => "sctp-endpoints",
+            },
             Self::ServiceIp(_) => "service-ips",
             Self::NoEndpoints(_) => "no-endpoints",
             Self::ClusterIp(_) => "cluster-ips",

@@ -11,12 +11,12 @@ pub enum Error {
     #[error("the nft program is not to be found: install the package nftables (nft 1.0.6 or newer)")]
     Missing,
     /// nft could not be started or talked to.
-    #[error("nft {call}: {source}")]
+    #[error("nft {call}: {cause}")]
     Io {
         /// Its arguments.
         call: String,
         /// The system's word on it.
-        source: io::Error,
+        cause: io::Error,
     },
     /// nft or the kernel refused.
     #[error("nft {call} was refused: {message}")]

@@ -16,6 +16,8 @@ pub struct FakeNft {
     tables: BTreeMap<String, Table>,
     /// Refuse this many of the coming writes.
     pub failures: u32,
+    /// Fail this many of the coming listings.
+    pub blindness: u32,
     /// Every state that was visible between two transactions, oldest first, as table, set, key and value.
     pub history: Vec<Vec<[String; 4]>>,
 }
@@ -42,13 +44,18 @@ impl Nft for FakeNft {
                 ["add", "chain", family, of, name] => {
                     self.table(&format!("{family} {of}"))?.chains.insert(name.to_owned());
                 }
-                ["flush", "set", family, of, set] => {
-                    self.table(&format!("{family} {of}"))?.sets.remove(set);
+                ["delete", "chain", family, of, name] => {
+                    self.table(&format!("{family} {of}"))?.chains.remove(name);
                 }
-                ["add", "element", family, of, set, "{", number, "}"] => {
-                    let number = Expression::Number(number.parse().map_err(|_| refused("bad number"))?);
-                    let table = self.table(&format!("{family} {of}"))?;
-                    table.sets.entry(set.to_owned()).or_default().insert(text_of(&number), (number, None));
+                ["add", "element", family, of, set, "{", ref element @ .., "}"] => {
+                    let element = parse(&element.join(" "));
+                    let (key, value) = split(&element);
+                    let held = (text_of(key), (element.clone(), value.map(text_of)));
+                    self.table(&format!("{family} {of}"))?
+                        .sets
+                        .entry(set.to_owned())
+                        .or_default()
+                        .extend([held]);
                 }
                 _ => {}
             }
@@ -73,6 +80,10 @@ impl Nft for FakeNft {
     }
 
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
+        if self.blindness > 0 {
+            self.blindness -= 1;
+            return Err(refused("told not to see"));
+        }
         let Some(table) = self.tables.get(table) else { return Ok(None) };
         let chains = table.chains.iter().map(|name| serde_json::json!({"chain": {"name": name}}));
         let sets = table.sets.iter().map(|(name, elements)| {
@@ -140,6 +151,27 @@ fn split<'a, 'e>(item: &'e Expression<'a>) -> (&'e Expression<'a>, Option<&'e Ex
         Expression::List(pair) if pair.len() == 2 => (&pair[0], Some(&pair[1])),
         key => (key, None),
     }
+}
+
+/// Reads an element's text: `10.0.0.1 . tcp . 80 : goto pick-1`, `10.0.0.0/8`, `7`.
+fn parse(text: &str) -> Expression<'static> {
+    let one = |word: &str| match (word.parse::<u32>(), word.split_once('/'), word.strip_prefix("goto ")) {
+        (Ok(number), ..) => serde_json::json!(number),
+        (_, Some((addr, len)), _) => {
+            serde_json::json!({"prefix": {"addr": addr, "len": len.parse::<u32>().unwrap_or_default()}})
+        }
+        (.., Some(target)) => serde_json::json!({"goto": {"target": target}}),
+        _ => serde_json::json!(word),
+    };
+    let side = |text: &str| match text.split(" . ").map(one).collect::<Vec<_>>() {
+        parts if parts.len() > 1 => serde_json::json!({"concat": parts}),
+        mut parts => parts.pop().unwrap_or_default(),
+    };
+    let json = match text.split_once(" : ") {
+        Some((key, value)) => serde_json::json!([side(key), side(value)]),
+        None => side(text),
+    };
+    serde_json::from_value(json).unwrap_or(Expression::Boolean(false))
 }
 
 fn table_of(element: &Element<'_>) -> String {

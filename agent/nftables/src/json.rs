@@ -30,7 +30,6 @@ pub(crate) struct Listing {
 struct Listed {
     #[serde(alias = "map")]
     set: Option<ListedSet>,
-    chain: Option<ListedChain>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -38,11 +37,6 @@ struct ListedSet {
     name: String,
     #[serde(default)]
     elem: Vec<Json>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ListedChain {
-    name: String,
 }
 
 impl Listing {
@@ -55,11 +49,6 @@ impl Listing {
     pub(crate) fn elements(&self) -> impl Iterator<Item = (&str, &Json)> {
         let sets = self.nftables.iter().filter_map(|it| it.set.as_ref());
         sets.flat_map(|set| set.elem.iter().map(|element| (set.name.as_str(), element)))
-    }
-
-    /// The names of the chains.
-    pub(crate) fn chains(&self) -> impl Iterator<Item = &str> {
-        self.nftables.iter().filter_map(|it| it.chain.as_ref()).map(|chain| chain.name.as_str())
     }
 
     /// The generation that the table was loaded with, if it is of our making.
@@ -76,6 +65,22 @@ pub(crate) fn element(key: &Key, value: Option<&Value>) -> Json {
     match value.and_then(render_value) {
         Some(value) => Expression::List(vec![render_key(key), value]),
         None => render_key(key),
+    }
+}
+
+/// An element as text, for what has to go with a text of rules.
+pub(crate) fn text(element: &Json) -> String {
+    match element {
+        Expression::String(text) => text.to_string(),
+        Expression::Number(number) => number.to_string(),
+        Expression::List(pair) => pair.iter().map(text).collect::<Vec<_>>().join(" : "),
+        Expression::Named(NamedExpression::Concat(parts)) => {
+            parts.iter().map(text).collect::<Vec<_>>().join(" . ")
+        }
+        Expression::Named(NamedExpression::Prefix(Prefix { addr, len })) => format!("{}/{len}", text(addr)),
+        Expression::Verdict(nftables::expr::Verdict::Goto(JumpTarget { target })) => format!("goto {target}"),
+        // Nothing else is ever made here.
+        _ => String::new(),
     }
 }
 
@@ -104,9 +109,7 @@ fn render_key(key: &Key) -> Json {
     match key {
         Key::ServiceIp(at) | Key::NoEndpoints(at) => concat(frontend(at)),
         Key::Endpoint(at, slot) => {
-            let mut parts = frontend(at);
-            parts.push(Expression::Number((*slot).into()));
-            concat(parts)
+            concat(vec![address(at.address), port(at.port), Expression::Number((*slot).into())])
         }
         Key::Hairpin(at) => {
             let ends = [address(at.address), address(at.address)];
@@ -137,8 +140,10 @@ fn read_concat(set: &str, parts: &[Json]) -> Option<Key> {
     match (set, parts) {
         ("service-ips", [ip, proto, number]) => frontend(ip, proto, number).map(Key::ServiceIp),
         ("no-endpoints", [ip, proto, number]) => frontend(ip, proto, number).map(Key::NoEndpoints),
-        ("endpoints", [ip, proto, number, slot]) => {
-            Some(Key::Endpoint(frontend(ip, proto, number)?, read_number(slot)?))
+        (set, [ip, number, slot]) => {
+            let protocol = set.strip_suffix("-endpoints")?.parse().ok()?;
+            let at = Frontend { address: read_address(ip)?, protocol, port: read_number(number)? };
+            Some(Key::Endpoint(at, read_number(slot)?))
         }
         ("hairpins", [source, ip, proto, number]) if source == ip => {
             let Frontend { address, protocol, port } = frontend(ip, proto, number)?;

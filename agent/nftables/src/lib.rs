@@ -4,6 +4,7 @@
 //! rules are fixed texts in `schema/`; what varies with the cluster is elements, planned and compared as typed keys
 //! and values, so no JSON gets out of here and no text is ever compared. Only [`NftProcess`] touches the kernel.
 
+mod adopt;
 mod chains;
 mod element;
 mod error;

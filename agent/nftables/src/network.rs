@@ -8,10 +8,10 @@ use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 use podway_reconcile::{Delta, diff};
 
+use crate::adopt::{Legacy, Wanted, remove_table};
 use crate::json::{self, Listing};
 use crate::process::Nft;
 use crate::schema::{self, NETWORK};
-use crate::services::remove_table;
 use crate::{Error, NftProcess};
 
 /// What the pod network's masquerade depends on.
@@ -27,7 +27,9 @@ pub struct NetworkRows {
 #[derive(Debug)]
 pub struct Network<N = NftProcess> {
     nft: N,
-    held: BTreeMap<(Set, IpNet), ()>,
+    mark: u32,
+    /// What the kernel holds; `None` when that is not known.
+    held: Option<BTreeMap<(Set, IpNet), ()>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,34 +59,50 @@ impl Set {
 
 impl<N: Nft> Network<N> {
     /// Takes over what stands, as [`crate::Services::adopt`] does. `mark` is the Services' masquerade bit.
-    pub async fn adopt(mut nft: N, mark: u32) -> Result<Self, Error> {
-        let table = format!("inet {NETWORK}");
-        let rules = schema::network(mark);
-        let listing = match nft.list_table(&table).await? {
-            Some(text) => Some(Listing::read(&format!("list table {table}"), &text)?),
-            None => None,
-        };
-        let listed = listing.iter().flat_map(Listing::elements);
-        let held =
-            listed.filter_map(|(set, it)| Some(((Set::named(set)?, json::read_prefix(it)?), ()))).collect();
-        if listing.and_then(|it| it.generation()) != Some(schema::generation(&rules)) {
-            nft.load(&schema::load(&table, &rules, "")).await?;
-        }
-        Ok(Self { nft, held })
+    pub async fn adopt(nft: N, mark: u32) -> Result<Self, Error> {
+        let mut network = Self { nft, mark, held: None };
+        network.held = Some(network.observe().await?);
+        Ok(network)
     }
 
-    /// Makes the kernel hold exactly `rows`, in one transaction; returns how many elements were written.
+    async fn observe(&mut self) -> Result<BTreeMap<(Set, IpNet), ()>, Error> {
+        let table = format!("inet {NETWORK}");
+        let wanted = Wanted { table: &table, rules: &schema::network(self.mark), sample: "" };
+        let read = |listing: &Listing| {
+            let listed = listing.elements();
+            let held: BTreeMap<_, _> = listed
+                .filter_map(|(set, it)| Some(((Set::named(set)?, json::read_prefix(it)?), ())))
+                .collect();
+            let text =
+                |(set, network): &(Set, IpNet)| (set.name(network), json::text(&json::prefix(network)));
+            let legacy = Legacy { elements: held.keys().map(text).collect(), ..Legacy::default() };
+            (held, legacy)
+        };
+        wanted.adopt(&mut self.nft, read).await
+    }
+
+    /// Makes the kernel hold exactly `rows`, in one transaction; returns how many elements were written. After a
+    /// refusal the next call looks at the kernel anew.
     pub async fn replace(&mut self, rows: &NetworkRows) -> Result<usize, Error> {
         let networks =
             IpNet::aggregate(&rows.pod_networks).into_iter().map(|it| ((Set::PodNetworks, it), ()));
         let subnets = IpNet::aggregate(&rows.own_subnets).into_iter().map(|it| ((Set::OwnSubnets, it), ()));
         let wanted = networks.chain(subnets).collect();
-        let change = diff(&wanted, &self.held);
+        let held = match self.held.take() {
+            Some(held) => held,
+            None => self.observe().await?,
+        };
+        let change = diff(&wanted, &held);
         if !change.is_empty() {
             self.nft.transact(&commands(&change)).await?;
-            self.held = wanted;
         }
+        self.held = Some(wanted);
         Ok(change.len())
+    }
+
+    /// The door that this writes through.
+    pub fn nft_mut(&mut self) -> &mut N {
+        &mut self.nft
     }
 
     /// Removes the pod network's table, and nothing else.

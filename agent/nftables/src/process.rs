@@ -57,9 +57,9 @@ impl Nft for NftProcess {
 impl NftProcess {
     /// `Err` within `Ok`: nft ran and refused.
     async fn run(&self, arguments: &[&str], input: &[u8]) -> Result<Result<String, Refusal>, Error> {
-        let failed = |source: io::Error| match source.kind() {
+        let failed = |cause: io::Error| match cause.kind() {
             io::ErrorKind::NotFound => Error::Missing,
-            _ => Error::Io { call: arguments.join(" "), source },
+            _ => Error::Io { call: arguments.join(" "), cause },
         };
         let mut child = Command::new(&self.program)
             .args(arguments)
@@ -84,8 +84,18 @@ impl NftProcess {
         fed.map_err(failed)?;
         match output.status.success() {
             true => Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned())),
-            false => Ok(Err(Refusal(String::from_utf8_lossy(&output.stderr).trim().to_owned()))),
+            false => Ok(Err(Refusal(one_line(&String::from_utf8_lossy(&output.stderr))))),
         }
+    }
+}
+
+/// nft's complaint fit for a log line: without the lines that quote and underline its input.
+fn one_line(complaint: &str) -> String {
+    let lines = complaint.lines().filter(|line| line.contains("Error:") || line.contains("not permitted"));
+    let lines: Vec<&str> = lines.take(3).map(str::trim).collect();
+    match lines.is_empty() {
+        true => complaint.split_whitespace().collect::<Vec<_>>().join(" "),
+        false => lines.join("; "),
     }
 }
 
@@ -100,6 +110,13 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_complaint_is_one_line() {
+        let complaint = "/dev/stdin:1:1-5: Error: No such file\nflush table ip x\n^^^^^\n";
+        assert_eq!(one_line(complaint), "/dev/stdin:1:1-5: Error: No such file");
+        assert_eq!(one_line("out of\n memory\n"), "out of memory");
+    }
 
     #[tokio::test]
     async fn a_missing_nft_is_named() {

@@ -53,16 +53,6 @@ pub(crate) fn network(mark: u32) -> String {
     include_str!("schema/network.nft").replace("MARK", &format!("{mark:#x}"))
 }
 
-/// A text that loads `rules` into `table`, whether or not it stands already: rules are replaced, elements are kept,
-/// all in one transaction. Afterwards the set `schema` holds the generation.
-pub(crate) fn load(table: &str, rules: &str, more: &str) -> String {
-    let generation = generation(rules);
-    format!(
-        "add table {table}\nflush table {table}\n{rules}\n{more}\n\
-         flush set {table} schema\nadd element {table} schema {{ {generation} }}\n"
-    )
-}
-
 /// Identifies a text of rules from one version of podway to the next.
 pub(crate) fn generation(rules: &str) -> u32 {
     let mut hasher = DefaultHasher::new();

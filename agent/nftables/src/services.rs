@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use podway_proxy::{RowDelta, Rows};
-use podway_reconcile::{Delta, diff};
+use podway_reconcile::{Delta, Recovery, diff};
 
+use crate::adopt::{Legacy, Wanted, remove_table};
 use crate::chains::Chooser;
 use crate::element::{self, Elements, Key, Value};
-use crate::json::{Listing, read_element};
+use crate::json::{self, Listing, read_element};
 use crate::process::Nft;
 use crate::schema::{self, Family, SERVICES};
 use crate::transaction::{Part, commands, parts};
@@ -16,59 +17,72 @@ use crate::{Error, NftProcess};
 /// Keeps the Service rows of one network namespace in nftables.
 ///
 /// Holds a mirror of the kernel's elements, so that a change costs what it touches (contract S25) and never a listing.
+/// After a refusal the mirror is no longer believed: the next call looks at the kernel anew.
 #[derive(Debug)]
 pub struct Services<N = NftProcess> {
     nft: N,
     mark: u32,
+    mirror: Option<Mirror>,
+}
+
+#[derive(Debug, Default)]
+struct Mirror {
     held: Elements,
     chains: BTreeSet<(Family, Chooser)>,
 }
 
 impl<N: Nft> Services<N> {
-    /// Takes over what stands: a table of this make is kept as it is, rules of another make are replaced in one
+    /// Takes over what stands: a table of this make is kept as it is, one of another make is replaced in one
     /// transaction that keeps the elements, a missing table is made (contract S24). Adds no elements.
     ///
     /// `mark` is the one bit that means "masquerade".
     pub async fn adopt(nft: N, mark: u32) -> Result<Self, Error> {
-        let mut services = Self { nft, mark, held: Elements::new(), chains: BTreeSet::new() };
-        services.observe().await?;
+        let mut services = Self { nft, mark, mirror: None };
+        services.observed().await?;
         Ok(services)
     }
 
-    /// Reads the kernel anew, after a refusal that says that the mirror may be wrong.
-    pub async fn observe(&mut self) -> Result<(), Error> {
-        self.held.clear();
-        self.chains.clear();
+    /// The mirror, read from the kernel if there is none that can be believed.
+    async fn observed(&mut self) -> Result<&mut Mirror, Error> {
+        let mirror = match self.mirror.take() {
+            Some(mirror) => mirror,
+            None => self.observe().await?,
+        };
+        Ok(self.mirror.insert(mirror))
+    }
+
+    async fn observe(&mut self) -> Result<Mirror, Error> {
+        let mut mirror = Mirror::default();
         for family in Family::ALL {
-            let table = format!("{} {SERVICES}", family.word());
-            let rules = schema::services(family, self.mark);
-            let listing = match self.nft.list_table(&table).await? {
-                Some(text) => Some(Listing::read(&format!("list table {table}"), &text)?),
-                None => None,
+            let (table, mark) = (format!("{} {SERVICES}", family.word()), self.mark);
+            let wanted = Wanted {
+                table: &table,
+                rules: &schema::services(family, mark),
+                sample: &Chooser::samples().map(|it| it.text(family, mark)).concat(),
             };
-            if let Some(listing) = &listing {
-                self.held.extend(listing.elements().filter_map(|(set, it)| read_element(set, it)));
-                self.chains.extend(listing.chains().filter_map(|it| it.parse().ok()).map(|it| (family, it)));
-            }
-            if listing.and_then(|it| it.generation()) != Some(schema::generation(&rules)) {
-                let choosers = self.chains.iter().filter(|(of, _)| *of == family);
-                let choosers: String = choosers.map(|(_, chooser)| chooser.text(family, self.mark)).collect();
-                self.nft.load(&schema::load(&table, &rules, &choosers)).await?;
-            }
+            let read = |listing: &Listing| {
+                let elements = listing.elements().filter_map(|(set, it)| read_element(set, it));
+                let held: Elements = elements.filter(|(key, _)| key.family() == family).collect();
+                let legacy = legacy(&held, family, mark);
+                (held, legacy)
+            };
+            let held = wanted.adopt(&mut self.nft, read).await?;
+            mirror.chains.extend(choosers(&held).map(|it| (family, it)));
+            mirror.held.extend(held);
         }
-        Ok(())
+        Ok(mirror)
     }
 
     /// Makes the kernel hold exactly `rows`; returns how many elements were written.
     pub async fn replace(&mut self, rows: &Rows) -> Result<usize, Error> {
-        let change = diff(&element::of_rows(rows), &self.held);
+        let change = diff(&element::of_rows(rows), &self.observed().await?.held);
         self.write(&change).await
     }
 
     /// Carries out a change of rows; returns how many elements were written. After an error the parts that were
-    /// carried out stand, and the same change can be applied again.
+    /// carried out stand. If it was a refusal, [`Services::replace`] mends whatever made the mirror wrong.
     pub async fn apply(&mut self, delta: &RowDelta) -> Result<usize, Error> {
-        let change = element::of_delta(delta, &self.held);
+        let change = element::of_delta(delta, &self.observed().await?.held);
         self.write(&change).await
     }
 
@@ -86,30 +100,41 @@ impl<N: Nft> Services<N> {
     }
 
     async fn write(&mut self, change: &Delta<Key, Value>) -> Result<usize, Error> {
-        self.make_chains(change).await?;
+        let Some(mut mirror) = self.mirror.take() else { return Ok(0) };
+        let written = self.write_with(change, &mut mirror).await;
+        if !matches!(&written, Err(error) if error.recovery() == Recovery::Resync) {
+            self.mirror = Some(mirror);
+        }
+        written
+    }
+
+    async fn write_with(&mut self, change: &Delta<Key, Value>, mirror: &mut Mirror) -> Result<usize, Error> {
+        self.make_chains(change, mirror).await?;
         for part in parts(change) {
-            self.nft.transact(&commands(&part, &self.held)).await?;
-            self.note(part);
+            self.nft.transact(&commands(&part, &mirror.held)).await?;
+            mirror.note(part);
         }
         Ok(change.len())
     }
 
     /// Makes the chains that the change refers to, ahead of it: without elements that lead there they do nothing.
-    async fn make_chains(&mut self, change: &Delta<Key, Value>) -> Result<(), Error> {
+    async fn make_chains(&mut self, change: &Delta<Key, Value>, mirror: &mut Mirror) -> Result<(), Error> {
         let wanted = change.set.iter().filter_map(|(key, value)| match value {
             Value::Choose(chooser) => Some((key.family(), *chooser)),
             _ => None,
         });
-        let missing: BTreeSet<_> = wanted.filter(|it| !self.chains.contains(it)).collect();
+        let missing: BTreeSet<_> = wanted.filter(|it| !mirror.chains.contains(it)).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let text: String = missing.iter().map(|(family, chooser)| chooser.text(*family, self.mark)).collect();
         self.nft.load(&text).await?;
-        self.chains.extend(missing);
+        mirror.chains.extend(missing);
         Ok(())
     }
+}
 
+impl Mirror {
     fn note(&mut self, part: Part) {
         for (key, value) in part {
             match value {
@@ -120,7 +145,18 @@ impl<N: Nft> Services<N> {
     }
 }
 
-/// Removes a table if it is there. `add` makes `delete` succeed either way, in one transaction.
-pub(crate) async fn remove_table<N: Nft>(nft: &mut N, table: &str) -> Result<(), Error> {
-    nft.load(&format!("add table {table}\ndelete table {table}\n")).await
+/// What a table of another make hands on: its elements and the chains that they lead to.
+fn legacy(held: &Elements, family: Family, mark: u32) -> Legacy {
+    let text = |(key, value): (&Key, &Value)| (key.set(), json::text(&json::element(key, Some(value))));
+    Legacy {
+        rules: choosers(held).collect::<BTreeSet<_>>().iter().map(|it| it.text(family, mark)).collect(),
+        elements: held.iter().map(text).collect(),
+    }
+}
+
+fn choosers(held: &Elements) -> impl Iterator<Item = Chooser> {
+    held.values().filter_map(|value| match value {
+        Value::Choose(chooser) => Some(*chooser),
+        _ => None,
+    })
 }

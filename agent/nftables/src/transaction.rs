@@ -17,18 +17,25 @@ const CHUNK: usize = 5_000;
 pub(crate) type Part = Vec<(Key, Option<Value>)>;
 
 /// Splits a change so that after each part every frontend still has all its slots: slots come first, then the
-/// frontends, and slots that are no longer referred to go last. A change of up to [`CHUNK`] elements is one part.
+/// frontends, then the addresses at which everything else is refused, and what is no longer referred to goes last. A
+/// change of up to [`CHUNK`] elements is one part.
 pub(crate) fn parts(change: &Delta<Key, Value>) -> Vec<Part> {
     let is_verdict = |key: &Key| matches!(key, Key::ServiceIp(_) | Key::NoEndpoints(_));
-    let set = |(key, value): (&Key, &Value)| (*key, Some(*value));
-    let removed = |key: &Key| (*key, None);
-    let mut ordered: Part = change.set.iter().filter(|(key, _)| !is_verdict(key)).map(set).collect();
-    let mut verdicts: Part = change.set.iter().filter(|(key, _)| is_verdict(key)).map(set).collect();
-    verdicts.extend(change.remove.iter().filter(|key| is_verdict(key)).map(removed));
+    let (mut verdicts, mut addresses, mut ordered) = (Part::new(), Part::new(), Part::new());
+    for (key, value) in &change.set {
+        let stage = match key {
+            Key::ServiceIp(_) | Key::NoEndpoints(_) => &mut verdicts,
+            Key::ClusterIp(_) => &mut addresses,
+            Key::Endpoint(..) | Key::Hairpin(_) | Key::PodNetwork(_) => &mut ordered,
+        };
+        stage.push((*key, Some(*value)));
+    }
+    verdicts.extend(change.remove.iter().filter(|key| is_verdict(key)).map(|key| (*key, None)));
     // A frontend that turns from one verdict to the other does so within one part, or with the new one first.
     verdicts.sort_by_key(|(key, value)| (frontend_of(key), value.is_none()));
     ordered.extend(verdicts);
-    ordered.extend(change.remove.iter().filter(|key| !is_verdict(key)).map(removed));
+    ordered.extend(addresses);
+    ordered.extend(change.remove.iter().filter(|key| !is_verdict(key)).map(|key| (*key, None)));
     ordered.chunks(CHUNK).map(<[_]>::to_vec).collect()
 }
 

@@ -33,9 +33,52 @@ fn s24_rules_of_another_make_are_replaced_and_the_elements_stay() {
         assert_eq!(new.replace(&rows(3)).await.unwrap(), 0);
         assert_eq!(
             nft("list table ip podway").matches("dnat ip to").count(),
-            1,
-            "one chooser, with its rule"
+            3,
+            "one chooser, a rule a protocol"
         );
+    });
+}
+
+#[test]
+fn s2_every_chooser_serves_every_protocol() {
+    in_namespace(async {
+        let mut services = Services::adopt(NftProcess::default(), DEFAULT_MARK).await.unwrap();
+        // Each makes one chooser a family, the first of its transaction; then rules of another make are replaced.
+        services.replace(&rows(2)).await.unwrap();
+        assert_choosers(2);
+        services.replace(&rows(3)).await.unwrap();
+        assert_choosers(3);
+        Services::adopt(NftProcess::default(), 0x8000).await.unwrap();
+        assert_choosers(3);
+    });
+}
+
+fn assert_choosers(count: u16) {
+    for family in ["ip", "ip6"] {
+        let rules = nft(&format!("list chain {family} podway pick-{count}"));
+        for protocol in ["tcp", "udp", "sctp"] {
+            let choice = format!(
+                "dnat {family} to {family} daddr . {protocol} dport . numgen random mod {count} map @{protocol}-endpoints"
+            );
+            assert!(rules.lines().any(|line| line.trim() == choice), "{choice} is not in {rules}");
+        }
+    }
+}
+
+#[test]
+fn s24_a_table_whose_sets_are_defined_otherwise_is_replaced_and_keeps_its_elements() {
+    in_namespace(async {
+        for command in [
+            "add table ip podway",
+            "add set ip podway cluster-ips { type ipv4_addr ; flags interval ; }",
+            "add element ip podway cluster-ips { 10.96.0.1 }",
+        ] {
+            nft(command);
+        }
+        let mut services = Services::adopt(NftProcess::default(), DEFAULT_MARK).await.unwrap();
+        assert!(nft("list set ip podway cluster-ips").contains("10.96.0.1"));
+        assert!(!nft("list set ip podway cluster-ips").contains("interval"));
+        services.replace(&rows(1)).await.unwrap();
     });
 }
 
