@@ -12,7 +12,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteProtocol,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podway_overlay::{Family, IfIndex, LinkKind, LinkName, Mac, VxlanState};
@@ -40,15 +41,33 @@ pub(crate) struct Address {
     pub(crate) flags: AddressHeaderFlags,
 }
 
-/// A unicast route of the main table through one link.
+/// A route of the main table, of whatever type.
+#[derive(Debug, Clone)]
+pub(crate) struct RouteEntry {
+    pub(crate) destination: IpNet,
+    pub(crate) kind: RouteType,
+    pub(crate) protocol: RouteProtocol,
+    pub(crate) priority: u32,
+    /// One, several of a multipath route, or none where packets end here or the hops are an object of their own.
+    pub(crate) hops: Vec<Hop>,
+}
+
+/// Where a route leads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hop {
-    pub(crate) destination: IpNet,
     pub(crate) via: Option<IpAddr>,
     pub(crate) link: IfIndex,
     pub(crate) onlink: bool,
-    pub(crate) protocol: RouteProtocol,
-    pub(crate) priority: u32,
+}
+
+impl RouteEntry {
+    /// The hop of a unicast route that has one, as all of ours have.
+    pub(crate) fn only_hop(&self) -> Option<&Hop> {
+        match (self.kind, &self.hops[..]) {
+            (RouteType::Unicast, [hop]) => Some(hop),
+            _ => None,
+        }
+    }
 }
 
 /// Which routes to list. The kernel sees to it.
@@ -63,7 +82,7 @@ pub(crate) async fn links(netlink: &Netlink) -> Result<Vec<Link>, Error> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let listed = netlink.dump(RouteNetlinkMessage::GetLink(request)).await;
-    let listed = listed.map_err(|source| Error::refused("list links", source))?;
+    let listed = listed.map_err(|cause| Error::refused("list links", cause))?;
     Ok(listed.into_iter().filter_map(link).collect())
 }
 
@@ -71,7 +90,7 @@ pub(crate) async fn addresses(netlink: &Netlink, of: Option<IfIndex>) -> Result<
     let mut request = AddressMessage::default();
     request.header.index = of.map_or(0, |index| index.0);
     let listed = netlink.dump(RouteNetlinkMessage::GetAddress(request)).await;
-    let listed = listed.map_err(|source| Error::refused("list addresses", source))?;
+    let listed = listed.map_err(|cause| Error::refused("list addresses", cause))?;
     let all = listed.into_iter().filter_map(address);
     Ok(all.filter(|address| of.is_none_or(|index| address.link == index)).collect())
 }
@@ -84,7 +103,7 @@ pub(crate) async fn neighbours(netlink: &Netlink, of: IfIndex) -> Result<Vec<(Ip
         request.header.family = family;
         request.attributes.push(NeighbourAttribute::IfIndex(of.0));
         let listed = netlink.dump(RouteNetlinkMessage::GetNeighbour(request)).await;
-        let listed = listed.map_err(|source| Error::refused("list neighbours", source))?;
+        let listed = listed.map_err(|cause| Error::refused("list neighbours", cause))?;
         all.extend(listed.into_iter().filter_map(|message| permanent(message, of)));
     }
     Ok(all)
@@ -96,11 +115,16 @@ pub(crate) async fn fdb(netlink: &Netlink, of: IfIndex) -> Result<Vec<(IpAddr, M
     request.header.family = AddressFamily::Bridge;
     request.header.ifindex = of.0;
     let listed = netlink.dump(RouteNetlinkMessage::GetNeighbour(request)).await;
-    let listed = listed.map_err(|source| Error::refused("list FDB entries", source))?;
+    let listed = listed.map_err(|cause| Error::refused("list FDB entries", cause))?;
     Ok(listed.into_iter().filter_map(|message| permanent(message, of)).collect())
 }
 
-pub(crate) async fn routes(netlink: &Netlink, family: Family, which: Routes) -> Result<Vec<Hop>, Error> {
+pub(crate) async fn routes(
+    netlink: &Netlink,
+    family: Family,
+    which: Routes,
+) -> Result<Vec<RouteEntry>, Error> {
+    tracing::trace!(%family, ?which, "list routes");
     let mut request = RouteMessage::default();
     request.header.address_family = match family {
         Family::V4 => AddressFamily::Inet,
@@ -113,16 +137,16 @@ pub(crate) async fn routes(netlink: &Netlink, family: Family, which: Routes) -> 
     }
     match netlink.dump(RouteNetlinkMessage::GetRoute(request)).await {
         Ok(listed) => {
-            let wanted = |hop: &Hop| match which {
+            let wanted = |route: &RouteEntry| match which {
                 Routes::All => true,
-                Routes::OfProtocol(protocol) => u8::from(hop.protocol) == protocol,
-                Routes::OfLink(index) => hop.link == index,
+                Routes::OfProtocol(protocol) => u8::from(route.protocol) == protocol,
+                Routes::OfLink(index) => route.hops.iter().any(|hop| hop.link == index),
             };
-            Ok(listed.into_iter().filter_map(|message| hop(message, family)).filter(wanted).collect())
+            Ok(listed.into_iter().filter_map(|message| route(message, family)).filter(wanted).collect())
         }
         // A namespace that never had a route has no table either.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::refused(format!("list {family} routes"), source)),
+        Err(cause) => Err(Error::refused(format!("list {family} routes"), cause)),
     }
 }
 
@@ -237,36 +261,45 @@ fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-fn hop(message: RouteNetlinkMessage, family: Family) -> Option<Hop> {
+fn route(message: RouteNetlinkMessage, family: Family) -> Option<RouteEntry> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
     let header = &message.header;
-    let unspecified = match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
     let mut table = u32::from(header.table);
-    let (mut destination, mut via, mut link, mut priority) = (unspecified, None, None, 0);
+    let (mut destination, mut priority, mut hops) = (unspecified(family), 0, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
             RouteAttribute::Destination(address) => destination = route_address(address)?,
-            RouteAttribute::Gateway(address) => via = route_address(address),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::MultiPath(hops) => link = hops.first().map(|hop| hop.interface_index),
             RouteAttribute::Priority(metric) => priority = *metric,
+            RouteAttribute::Oif(link) => {
+                let onlink = header.flags.contains(RouteFlags::Onlink);
+                hops.push(Hop { via: gateway(&message.attributes), link: IfIndex(*link), onlink });
+            }
+            RouteAttribute::MultiPath(several) => hops.extend(several.iter().map(|hop| Hop {
+                via: gateway(&hop.attributes),
+                link: IfIndex(hop.interface_index),
+                onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
+            })),
             _ => {}
         }
     }
-    if header.kind != RouteType::Unicast || table != u32::from(RouteHeader::RT_TABLE_MAIN) {
-        return None;
+    let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
+    let (kind, protocol) = (header.kind, header.protocol);
+    let in_main_table = table == u32::from(RouteHeader::RT_TABLE_MAIN);
+    in_main_table.then_some(RouteEntry { destination, kind, protocol, priority, hops })
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
     }
-    Some(Hop {
-        destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
-        via,
-        link: IfIndex(link?),
-        onlink: header.flags.contains(RouteFlags::Onlink),
-        protocol: header.protocol,
-        priority,
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => route_address(address),
+        _ => None,
     })
 }
 

@@ -5,25 +5,27 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use podway_overlay::LinkName;
 use podway_reconcile::Recovery;
 
-/// What went wrong, naming the operation and its object; the kernel's error number is kept.
+/// What went wrong, naming the operation, its object and the kernel's answer, which is therefore no `source()` to be
+/// printed once more; its error number is kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No netlink socket.
     #[error("cannot open a netlink socket: {0}")]
-    Open(#[source] io::Error),
+    Open(io::Error),
     /// The kernel refused a request.
-    #[error("cannot {operation}: {source}")]
+    #[error("cannot {operation}: {cause}")]
     Refused {
         /// The operation and its object, such as `list links`.
         operation: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another VXLAN link or program has the UDP port or the VNI.
-    #[error("cannot {operation}: UDP port {port} is in use by {by}: {source}")]
+    #[error("cannot {operation}: UDP port {port} is in use by {by}: {cause}")]
     PortInUse {
         /// The operation and its object.
         operation: String,
@@ -32,7 +34,17 @@ pub enum Error {
         /// Who has it.
         by: PortUser,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
+    },
+    /// IPv6 is switched off on the interface that a VXLAN link over IPv6 needs.
+    #[error("cannot {operation}: IPv6 is switched off on {interface}: {cause}")]
+    Ipv6Off {
+        /// The operation and its object.
+        operation: String,
+        /// The interface.
+        interface: LinkName,
+        /// The kernel's answer.
+        cause: io::Error,
     },
     /// A route that is not ours has the very destination.
     #[error("cannot set route {subnet}: there is a route of somebody else, {found}")]
@@ -78,14 +90,14 @@ pub enum Error {
         mtu: u32,
     },
     /// A kernel setting cannot be written.
-    #[error("cannot set {path} to {value}: {source}")]
+    #[error("cannot set {path} to {value}: {cause}")]
     Sysctl {
         /// The file.
         path: String,
         /// The value.
         value: &'static str,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -99,20 +111,21 @@ pub enum PortUser {
 }
 
 impl Error {
-    /// What can be done about it.
+    /// What can be done about it. Only EPERM says that rights are missing, and not even that where IPv6 is switched
+    /// off ([`Self::Ipv6Off`]); there EACCES is the answer to an address. Somebody may switch it on again.
     pub fn recovery(&self) -> Recovery {
-        let source = match self {
-            Self::Open(source) | Self::Refused { source, .. } | Self::Sysctl { source, .. } => source,
+        let cause = match self {
+            Self::Open(cause) | Self::Refused { cause, .. } | Self::Sysctl { cause, .. } => cause,
             _ => return Recovery::Resync,
         };
-        match source.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Recovery::Fatal,
+        match cause.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM) => Recovery::Fatal,
             _ => Recovery::Resync,
         }
     }
 
-    pub(crate) fn refused(operation: impl fmt::Display, source: io::Error) -> Self {
-        Self::Refused { operation: operation.to_string(), source }
+    pub(crate) fn refused(operation: impl fmt::Display, cause: io::Error) -> Self {
+        Self::Refused { operation: operation.to_string(), cause }
     }
 }
 
@@ -131,12 +144,28 @@ mod tests {
 
     #[test]
     fn only_missing_rights_are_fatal() {
-        let refused = |errno| Error::refused("list links", io::Error::from_raw_os_error(errno));
-        assert_eq!(refused(nix::libc::EPERM).recovery(), Recovery::Fatal);
-        assert_eq!(refused(nix::libc::EBUSY).recovery(), Recovery::Resync);
-        assert_eq!(
-            refused(nix::libc::EPERM).to_string(),
-            "cannot list links: Operation not permitted (os error 1)"
-        );
+        let refused = |errno| Error::refused("list links", io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(refused(Errno::EPERM).recovery(), Recovery::Fatal);
+        for errno in [Errno::EACCES, Errno::EROFS, Errno::EBUSY] {
+            assert_eq!(refused(errno).recovery(), Recovery::Resync, "{errno}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_answer_is_printed_once() {
+        let cause = || io::Error::from_raw_os_error(Errno::EPERM as i32);
+        let operation = || "list links".to_owned();
+        let interface = LinkName::new("eth0").unwrap();
+        let (path, by) = ("/proc/sys/net/ipv4/ip_forward".to_owned(), PortUser::Unknown);
+        for error in [
+            Error::Open(cause()),
+            Error::Refused { operation: operation(), cause: cause() },
+            Error::PortInUse { operation: operation(), port: 8472, by, cause: cause() },
+            Error::Ipv6Off { operation: operation(), interface, cause: cause() },
+            Error::Sysctl { path, value: "1", cause: cause() },
+        ] {
+            assert!(error.to_string().ends_with(": Operation not permitted (os error 1)"), "{error}");
+            assert!(std::error::Error::source(&error).is_none(), "{error}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::address::AddressHeaderFlags as Flags;
+use netlink_packet_route::route::RouteType;
 use podway_overlay::{ExternalInterface, Family, IfIndex, LinkName, Mtu};
 
 use crate::dump::{self, Address, Link, Routes};
@@ -57,9 +58,12 @@ async fn by_default_route<'a>(netlink: &Netlink, links: &'a [Link]) -> Result<&'
     let mut found = Vec::new();
     for family in Family::BOTH {
         let routes = dump::routes(netlink, family, Routes::All).await?;
-        let default =
-            routes.iter().filter(|hop| hop.destination.prefix_len() == 0).min_by_key(|hop| hop.priority);
-        found.extend(default.and_then(|hop| links.iter().find(|link| link.index == hop.link)));
+        let default = routes
+            .iter()
+            .filter(|route| route.destination.prefix_len() == 0 && route.kind == RouteType::Unicast)
+            .min_by_key(|route| route.priority);
+        let hop = default.and_then(|route| route.hops.first());
+        found.extend(hop.and_then(|hop| links.iter().find(|link| link.index == hop.link)));
     }
     match found[..] {
         [] => Err(Error::NoDefaultRoute),

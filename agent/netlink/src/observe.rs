@@ -9,7 +9,7 @@ use podway_overlay::{
     Family, FdbKey, IfIndex, LinkKind, LinkName, LinkState, Mtu, NeighbourKey, Observed, Route, Sysctl,
 };
 
-use crate::dump::{self, Hop, Link, Routes};
+use crate::dump::{self, Hop, Link, RouteEntry, Routes};
 use crate::error::Error;
 use crate::external::is_link_local;
 use crate::netlink::Netlink;
@@ -24,12 +24,19 @@ pub(crate) async fn observe(netlink: &Netlink, names: &BTreeSet<LinkName>) -> Re
         add_rows(netlink, link, &mut observed).await?;
     }
     for family in Family::BOTH {
-        for hop in dump::routes(netlink, family, Routes::OfProtocol(ROUTE_PROTOCOL)).await? {
-            if let Some(route) = all.get(&hop.link).and_then(|link| route(&hop, link)) {
-                observed.rows.routes.insert(hop.destination, route);
+        for entry in dump::routes(netlink, family, Routes::OfProtocol(ROUTE_PROTOCOL)).await? {
+            let Some(hop) = entry.only_hop() else { continue };
+            if let Some(route) = all.get(&hop.link).and_then(|link| route(hop, link)) {
+                observed.rows.routes.insert(entry.destination, route);
             }
         }
         read_sysctl(Sysctl::Forwarding(family), &mut observed);
+    }
+    for entry in dump::routes(netlink, Family::V6, Routes::OfProtocol(RouteProtocol::Ra.into())).await? {
+        let learnt = entry.hops.iter().filter(|_| entry.destination.prefix_len() == 0);
+        for link in learnt.filter_map(|hop| all.get(&hop.link)) {
+            read_sysctl(Sysctl::KeepRa(link.clone()), &mut observed);
+        }
     }
     Ok(observed)
 }
@@ -77,11 +84,11 @@ async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
         rows.fdb.insert(FdbKey { link: link.name.clone(), mac }, underlay);
     }
     for family in Family::BOTH {
-        for hop in dump::routes(netlink, family, Routes::OfLink(link.index)).await? {
-            if is_flannels(&hop)
-                && let Some(route) = route(&hop, &link.name)
+        for entry in dump::routes(netlink, family, Routes::OfLink(link.index)).await? {
+            if let Some(hop) = flannels_hop(&entry)
+                && let Some(route) = route(hop, &link.name)
             {
-                observed.flannel_routes.insert(hop.destination, route);
+                observed.flannel_routes.insert(entry.destination, route);
             }
         }
     }
@@ -89,8 +96,9 @@ async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
 }
 
 /// flannel's routes have no number of their own, but a shape: the gateway is the first address of the subnet.
-fn is_flannels(hop: &Hop) -> bool {
-    hop.protocol == RouteProtocol::Boot && hop.onlink && hop.via == Some(hop.destination.network())
+fn flannels_hop(entry: &RouteEntry) -> Option<&Hop> {
+    let of_flannel = |hop: &&Hop| hop.onlink && hop.via == Some(entry.destination.network());
+    entry.only_hop().filter(of_flannel).filter(|_| entry.protocol == RouteProtocol::Boot)
 }
 
 fn route(hop: &Hop, link: &LinkName) -> Option<Route> {

@@ -1,16 +1,18 @@
 //! Carries out steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::{fs, io, mem};
 
 use ipnet::IpNet;
+use netlink_packet_route::route::RouteType;
 use nix::errno::Errno;
 use podway_overlay::{
-    Family, FdbKey, IfIndex, LinkKind, LinkName, NeighbourKey, Op, Route, Sysctl, VxlanLink, VxlanState,
+    Family, IfIndex, LinkKind, LinkName, Op, PerFamily, Route, Sysctl, VxlanLink, VxlanState, WhyRemoved,
 };
 
 use crate::ROUTE_PROTOCOL;
-use crate::dump::{self, Link, Routes};
+use crate::broken::{Broken, link_of};
+use crate::dump::{self, Link, RouteEntry, Routes};
 use crate::error::{Error, PortUser};
 use crate::netlink::Netlink;
 use crate::observe::sysctl_path;
@@ -30,6 +32,8 @@ pub struct Report {
     /// Steps that were left out, because one that they build on had failed: a route without its entries, or the
     /// removal of what may still be in use.
     pub skipped: Vec<Op>,
+    /// Steps that failed without harm: the pod network works, though not quite as it should.
+    pub warnings: Vec<Failure>,
 }
 
 /// A step that failed.
@@ -41,16 +45,14 @@ pub struct Failure {
     pub error: Error,
 }
 
-impl Report {
-    /// Whether the kernel is as all steps say.
-    pub fn is_complete(&self) -> bool {
-        self.failures.is_empty() && self.skipped.is_empty()
-    }
-}
-
 pub(crate) async fn run(netlink: &Netlink, ops: &[Op]) -> Report {
-    let mut run =
-        Run { netlink, indexes: BTreeMap::new(), broken: Broken::default(), report: Report::default() };
+    let mut run = Run {
+        netlink,
+        indexes: BTreeMap::new(),
+        routes: PerFamily::default(),
+        broken: Broken::default(),
+        report: Report::default(),
+    };
     for group in ops.chunk_by(|a, b| is_row(a) && mem::discriminant(a) == mem::discriminant(b)) {
         for batch in group.chunks(BATCH) {
             run.batch(batch).await;
@@ -75,6 +77,8 @@ fn is_row(op: &Op) -> bool {
 struct Run<'a> {
     netlink: &'a Netlink,
     indexes: BTreeMap<LinkName, IfIndex>,
+    /// The routes that stood when one of them was first in the way: one list serves a whole run.
+    routes: PerFamily<Option<BTreeMap<IpNet, Vec<RouteEntry>>>>,
     broken: Broken,
     report: Report,
 }
@@ -110,6 +114,10 @@ impl Run<'_> {
     }
 
     fn fail(&mut self, op: &Op, error: Error) {
+        if is_harmless(op) {
+            tracing::warn!("{error}");
+            return self.report.warnings.push(Failure { op: op.clone(), error });
+        }
         self.broken.note(op);
         self.report.failures.push(Failure { op: op.clone(), error });
     }
@@ -118,7 +126,7 @@ impl Run<'_> {
     async fn request(&mut self, op: &Op) -> Result<Option<Request>, Error> {
         let link = match op {
             Op::AddLink { name, link } => return Ok(Some(render::add_link(name, link))),
-            Op::SetSysctl(sysctl) => return write(sysctl).map(|()| None),
+            Op::SetSysctl(sysctl) => return write_sysctl(sysctl).map(|()| None),
             op => link_of(op),
         };
         let Some(link) = link else { return Ok(None) };
@@ -149,25 +157,31 @@ impl Run<'_> {
                 };
                 self.ask(op, render::set_link(index, None, None)).await
             }
-            Op::RemoveLink { .. } => {
+            Op::RemoveLink { name, why } => {
                 self.indexes.clear();
+                match why {
+                    WhyRemoved::CleanUp => {}
+                    why => tracing::warn!("link {name} is removed with all that is on it: {why}"),
+                }
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    /// Looks closer at a refusal: what is there already or gone already is as wanted, and a port in use or a route
-    /// of somebody else is worth a name.
-    async fn second_try(&mut self, op: &Op, source: io::Error) -> Result<(), Error> {
-        let refusal = Refusal::of(&source);
+    /// Looks closer at a refusal: what is there already or gone already is as wanted, and what
+    /// has nothing to do with rights, a port in use and a route of somebody else are worth a name.
+    async fn second_try(&mut self, op: &Op, cause: io::Error) -> Result<(), Error> {
+        let refusal = Refusal::of(&cause);
         match (op, refusal) {
             (op, Refusal::Missing) if is_removal(op) => Ok(()),
             (Op::AddAddress(..), Refusal::Exists) => Ok(()),
             (Op::SetRoute(subnet, route), Refusal::Exists) => self.replace_route(op, subnet, route).await,
-            (Op::AddLink { name, link }, Refusal::Exists) => self.explain_link(op, name, link, source).await,
-            (Op::LinkUp(name), Refusal::InUse) => self.explain_port(op, name, source).await,
-            _ => Err(Error::refused(op, source)),
+            (Op::SetRoute(subnet, _), Refusal::Invalid) => self.explain_gateway(op, subnet, cause).await,
+            (Op::AddLink { name, link }, Refusal::Exists) => self.explain_link(op, name, link, cause).await,
+            (Op::AddLink { link, .. }, Refusal::Forbidden) => self.explain_ipv6(op, link, cause).await,
+            (Op::LinkUp(name), Refusal::InUse) => self.explain_port(op, name, cause).await,
+            _ => Err(Error::refused(op, cause)),
         }
     }
 
@@ -177,7 +191,7 @@ impl Run<'_> {
         op: &Op,
         name: &LinkName,
         link: &VxlanLink,
-        source: io::Error,
+        cause: io::Error,
     ) -> Result<(), Error> {
         let links = dump::links(self.netlink).await?;
         let wanted = VxlanState::from(link);
@@ -191,20 +205,35 @@ impl Run<'_> {
             LinkKind::Other(_) => false,
         });
         match taken {
-            Some(other) => Err(port_in_use(op, link.port, PortUser::Link(other.name.clone()), source)),
-            None => Err(Error::refused(op, source)),
+            Some(other) => Err(port_in_use(op, link.port, PortUser::Link(other.name.clone()), cause)),
+            None => Err(Error::refused(op, cause)),
+        }
+    }
+
+    /// The kernel answers EPERM, as if rights were missing, where the lower interface has IPv6 switched off.
+    async fn explain_ipv6(&self, op: &Op, link: &VxlanLink, cause: io::Error) -> Result<(), Error> {
+        let links = dump::links(self.netlink).await?;
+        let lower =
+            links.into_iter().find(|other| other.index == link.lower).filter(|_| link.local.is_ipv6());
+        let off = |name: &LinkName| {
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+        };
+        match lower.map(|lower| lower.name).filter(off) {
+            Some(interface) => Err(Error::Ipv6Off { operation: op.to_string(), interface, cause }),
+            None => Err(Error::refused(op, cause)),
         }
     }
 
     /// A VXLAN link shares its port with links of the same modes only.
-    async fn explain_port(&self, op: &Op, name: &LinkName, source: io::Error) -> Result<(), Error> {
+    async fn explain_port(&self, op: &Op, name: &LinkName, cause: io::Error) -> Result<(), Error> {
         let links = dump::links(self.netlink).await?;
         let Some(port) = links.iter().find(|link| link.name == *name).and_then(vxlan_port) else {
-            return Err(Error::refused(op, source));
+            return Err(Error::refused(op, cause));
         };
         let other = links.iter().find(|link| link.name != *name && link.up && vxlan_port(link) == Some(port));
         let by = other.map_or(PortUser::Unknown, |link| PortUser::Link(link.name.clone()));
-        Err(port_in_use(op, port, by, source))
+        Err(port_in_use(op, port, by, cause))
     }
 
     /// Replaces a route of ours, or one on the link where ours belongs; never one of somebody else.
@@ -212,82 +241,56 @@ impl Run<'_> {
         let Some(index) = self.index(&route.link).await? else {
             return Err(Error::NoLink { operation: op.to_string(), link: route.link.clone() });
         };
-        let routes = dump::routes(self.netlink, Family::of(subnet), Routes::All).await?;
-        let foreign = routes.iter().find(|hop| {
-            hop.destination == *subnet
-                && hop.priority == default_priority(subnet)
-                && hop.link != index
-                && u8::from(hop.protocol) != ROUTE_PROTOCOL
-        });
-        if let Some(hop) = foreign {
-            let via = hop.via.map_or(String::new(), |via| format!("via {via} "));
-            let link = self.indexes.iter().find(|(_, index)| **index == hop.link);
-            let dev = link.map_or("?", |(name, _)| name.as_str());
-            let found = format!("{via}dev {dev} protocol {}", u8::from(hop.protocol));
-            return Err(Error::ForeignRoute { subnet: *subnet, found });
+        // The kernel has one, for it refused ours: if the list has none, the list is old.
+        if !self.routes_to(subnet).await?.iter().any(in_the_way) {
+            *self.routes.get_mut(Family::of(subnet)) = None;
+        }
+        let routes = self.routes_to(subnet).await?;
+        if let Some(entry) = routes.iter().find(|entry| in_the_way(entry) && !is_replaceable(entry, index)) {
+            return Err(Error::ForeignRoute { subnet: *subnet, found: self.describe(entry) });
         }
         self.ask(op, render::replace_route(index, subnet, route)).await
     }
 
+    /// The kernel takes no IPv6 gateway for one that is on our link if another link has a route to it.
+    async fn explain_gateway(&mut self, op: &Op, subnet: &IpNet, cause: io::Error) -> Result<(), Error> {
+        match self.routes_to(subnet).await?.iter().find(|entry| u8::from(entry.protocol) != ROUTE_PROTOCOL) {
+            Some(entry) => Err(Error::ForeignRoute { subnet: *subnet, found: self.describe(entry) }),
+            None => Err(Error::refused(op, cause)),
+        }
+    }
+
+    /// The routes to this very destination, whatever their metric.
+    async fn routes_to(&mut self, subnet: &IpNet) -> Result<Vec<RouteEntry>, Error> {
+        let family = Family::of(subnet);
+        if self.routes.get(family).is_none() {
+            let mut routes: BTreeMap<IpNet, Vec<RouteEntry>> = BTreeMap::new();
+            for entry in dump::routes(self.netlink, family, Routes::All).await? {
+                routes.entry(entry.destination).or_default().push(entry);
+            }
+            *self.routes.get_mut(family) = Some(routes);
+        }
+        let routes = self.routes.get(family).as_ref();
+        Ok(routes.and_then(|routes| routes.get(subnet)).cloned().unwrap_or_default())
+    }
+
+    fn describe(&self, entry: &RouteEntry) -> String {
+        let mut words = match entry.kind {
+            RouteType::Unicast => Vec::new(),
+            kind => vec![format!("{kind:?}").to_lowercase()],
+        };
+        for hop in &entry.hops {
+            words.extend(hop.via.map(|via| format!("via {via}")));
+            let link = self.indexes.iter().find(|(_, index)| **index == hop.link);
+            words.push(format!("dev {}", link.map_or("?", |(name, _)| name.as_str())));
+        }
+        words.push(format!("protocol {}", u8::from(entry.protocol)));
+        words.join(" ")
+    }
+
     async fn ask(&self, op: &Op, request: Request) -> Result<(), Error> {
         let answer = self.netlink.send(request.0, request.1).wait().await;
-        answer.map_err(|source| Error::refused(op, source))
-    }
-}
-
-/// What failed, and therefore what must not be built on it.
-#[derive(Debug, Default)]
-struct Broken {
-    links: BTreeSet<LinkName>,
-    neighbours: BTreeSet<NeighbourKey>,
-    fdb: BTreeSet<FdbKey>,
-    /// Links on which something was to be set and was not: nothing is removed from them.
-    unsettled: BTreeSet<LinkName>,
-    /// The FDB entry that each neighbour of this run needs.
-    needs: BTreeMap<NeighbourKey, FdbKey>,
-}
-
-impl Broken {
-    fn seen(&mut self, op: &Op) {
-        if let Op::SetNeighbour(key, mac) = op {
-            self.needs.insert(key.clone(), FdbKey { link: key.link.clone(), mac: *mac });
-        }
-    }
-
-    fn blocks(&self, op: &Op) -> bool {
-        if link_of(op).is_some_and(|link| self.links.contains(link)) {
-            return true;
-        }
-        match op {
-            Op::SetNeighbour(key, mac) => self.fdb.contains(&FdbKey { link: key.link.clone(), mac: *mac }),
-            Op::SetRoute(_, route) => {
-                let key = NeighbourKey { link: route.link.clone(), address: route.via };
-                self.neighbours.contains(&key)
-                    || self.needs.get(&key).is_some_and(|fdb| self.fdb.contains(fdb))
-            }
-            Op::RemoveNeighbour(NeighbourKey { link, .. }) | Op::RemoveFdb(FdbKey { link, .. }, _) => {
-                self.unsettled.contains(link)
-            }
-            _ => false,
-        }
-    }
-
-    fn note(&mut self, op: &Op) {
-        match op {
-            Op::AddLink { name, .. } | Op::LinkUp(name) | Op::RemoveLink { name, .. } => {
-                self.links.insert(name.clone());
-            }
-            Op::SetNeighbour(key, _) => {
-                self.neighbours.insert(key.clone());
-                self.unsettled.insert(key.link.clone());
-            }
-            Op::SetFdb(key, _) => {
-                self.fdb.insert(key.clone());
-                self.unsettled.insert(key.link.clone());
-            }
-            Op::SetRoute(_, route) => drop(self.unsettled.insert(route.link.clone())),
-            _ => {}
-        }
+        answer.map_err(|cause| Error::refused(op, cause))
     }
 }
 
@@ -297,6 +300,8 @@ enum Refusal {
     Missing,
     Exists,
     InUse,
+    Forbidden,
+    Invalid,
     Other,
 }
 
@@ -304,6 +309,8 @@ impl Refusal {
     fn of(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EEXIST) => Self::Exists,
+            Some(Errno::EPERM) => Self::Forbidden,
+            Some(Errno::EINVAL) => Self::Invalid,
             Some(Errno::EADDRINUSE) => Self::InUse,
             Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL) => Self::Missing,
             _ => Self::Other,
@@ -328,18 +335,6 @@ fn request_on(op: &Op, index: IfIndex) -> Option<Request> {
     })
 }
 
-fn link_of(op: &Op) -> Option<&LinkName> {
-    match op {
-        Op::AddLink { name, .. } | Op::SetLink { name, .. } | Op::RemoveLink { name, .. } => Some(name),
-        Op::LinkUp(link) | Op::AddAddress(link, _) | Op::RemoveAddress(link, _) => Some(link),
-        Op::SetNeighbour(key, _) | Op::RemoveNeighbour(key) => Some(&key.link),
-        Op::SetFdb(key, _) | Op::RemoveFdb(key, _) => Some(&key.link),
-        Op::SetRoute(_, route) | Op::RemoveRoute(_, route) => Some(&route.link),
-        Op::SetSysctl(Sysctl::AcceptRa(link)) => Some(link),
-        Op::SetSysctl(Sysctl::Forwarding(_)) => None,
-    }
-}
-
 fn is_removal(op: &Op) -> bool {
     matches!(
         op,
@@ -351,15 +346,40 @@ fn is_removal(op: &Op) -> bool {
     )
 }
 
-/// A kernel without IPv6 takes no router advertisements either.
-fn write(sysctl: &Sysctl) -> Result<(), Error> {
+/// What goes wrong if router advertisements are taken on a VXLAN link is nothing as long as no peer sends any.
+fn is_harmless(op: &Op) -> bool {
+    matches!(op, Op::SetSysctl(Sysctl::AcceptRa(_)))
+}
+
+/// Whether the kernel will not have one of ours beside it.
+fn in_the_way(entry: &RouteEntry) -> bool {
+    entry.priority == default_priority(&entry.destination)
+}
+
+/// Whether the route is ours, or stands on the link where ours belongs.
+fn is_replaceable(entry: &RouteEntry, link: IfIndex) -> bool {
+    u8::from(entry.protocol) == ROUTE_PROTOCOL || entry.only_hop().is_some_and(|hop| hop.link == link)
+}
+
+/// A kernel without IPv6, or without the interface, takes no router advertisements either.
+fn write_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
     let path = sysctl_path(sysctl);
     let value = sysctl.wanted();
     match fs::write(&path, value) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && matches!(sysctl, Sysctl::AcceptRa(_)) => {
+        Ok(()) => {
+            match sysctl {
+                Sysctl::AcceptRa(_) => {}
+                Sysctl::Forwarding(_) => tracing::info!("{path} is now {value}"),
+                Sysctl::KeepRa(link) => tracing::info!(
+                    "{path} is now {value}: {link} keeps its default route when forwarding is switched on"
+                ),
+            }
             Ok(())
         }
-        result => result.map_err(|source| Error::Sysctl { path, value, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !matches!(sysctl, Sysctl::Forwarding(_)) => {
+            Ok(())
+        }
+        Err(cause) => Err(Error::Sysctl { path, value, cause }),
     }
 }
 
@@ -378,61 +398,6 @@ fn vxlan_port(link: &Link) -> Option<u16> {
     }
 }
 
-fn port_in_use(op: &Op, port: u16, by: PortUser, source: io::Error) -> Error {
-    Error::PortInUse { operation: op.to_string(), port, by, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn n14_no_route_is_set_without_its_entries_and_nothing_is_removed_meanwhile() {
-        let (neighbour, fdb, route) = peer(2);
-        for failed in [&neighbour, &fdb] {
-            let mut broken = Broken::default();
-            [&neighbour, &fdb].into_iter().for_each(|op| broken.seen(op));
-            assert!(!broken.blocks(&route));
-            broken.note(failed);
-            assert!(broken.blocks(&route), "{failed}");
-            let (other_neighbour, other_fdb, other_route) = peer(3);
-            for other in [other_neighbour, other_fdb, other_route] {
-                assert!(!broken.blocks(&other), "another peer goes on: {other}");
-            }
-            let Op::SetNeighbour(key, _) = &neighbour else { panic!("a neighbour") };
-            assert!(broken.blocks(&Op::RemoveNeighbour(key.clone())));
-        }
-    }
-
-    #[test]
-    fn a_neighbour_keeps_its_mac_while_the_fdb_does_not_know_the_new_one() {
-        let (neighbour, fdb, _) = peer(2);
-        let mut broken = Broken::default();
-        broken.note(&fdb);
-        assert!(broken.blocks(&neighbour));
-    }
-
-    #[test]
-    fn a_link_that_fails_takes_its_steps_along_and_no_others() {
-        let (neighbour, fdb, route) = peer(2);
-        let mut broken = Broken::default();
-        broken.note(&Op::LinkUp(link("flannel.1")));
-        assert!([neighbour, fdb, route].iter().all(|op| broken.blocks(op)));
-        assert!(!broken.blocks(&Op::LinkUp(link("flannel-v6.1"))));
-        assert!(!broken.blocks(&Op::SetSysctl(Sysctl::Forwarding(Family::V4))));
-    }
-
-    fn peer(n: u8) -> (Op, Op, Op) {
-        let (link, mac) = (link("flannel.1"), podway_overlay::Mac::new([2, 0, 0, 0, 0, n]));
-        let via = [10, 244, n, 0].into();
-        (
-            Op::SetNeighbour(NeighbourKey { link: link.clone(), address: via }, mac),
-            Op::SetFdb(FdbKey { link: link.clone(), mac }, [192, 0, 2, n].into()),
-            Op::SetRoute(IpNet::from(via), Route { via, link, onlink: true }),
-        )
-    }
-
-    fn link(name: &str) -> LinkName {
-        LinkName::new(name).unwrap()
-    }
+fn port_in_use(op: &Op, port: u16, by: PortUser, cause: io::Error) -> Error {
+    Error::PortInUse { operation: op.to_string(), port, by, cause }
 }

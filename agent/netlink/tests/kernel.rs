@@ -95,9 +95,8 @@ fn n12_peers_come_change_and_go_step_by_step() {
     moved.pod_cidrs[0] = net("10.244.33.0/24");
     for (peer, steps) in [(Some(node(3)), 6), (Some(moved), 5), (None, 6)] {
         overlay.apply(&"node-3".into(), peer.as_ref());
-        let ops = overlay.changes().unwrap();
+        let ops = pair.nodes[0].change(&mut overlay);
         assert_eq!(ops.len(), steps, "{ops:?}");
-        assert!(pair.nodes[0].run(&ops).is_complete());
         assert_eq!(pair.nodes[0].observe(&overlay).rows, overlay.plan().rows);
     }
 }
@@ -152,7 +151,7 @@ fn n20_nothing_of_a_stranger_is_touched_neither_by_run_nor_by_cleanup() {
     assert!(ours.everything().contains("02:00:00:00:00:77"));
 
     let report = ours.netlink(|netlink| async move { netlink.remove_all().await.unwrap() });
-    assert!(report.is_complete(), "{report:?}");
+    assert_eq!((report.failures.len(), report.skipped.len()), (0, 0), "{report:?}");
     assert_eq!(ours.everything(), before);
     let report = ours.netlink(|netlink| async move { netlink.remove_all().await.unwrap() });
     assert_eq!(report.done, 0, "nothing is left to remove");
@@ -296,6 +295,39 @@ fn n14_a_route_of_somebody_else_to_a_peers_subnet_is_named_and_stays() {
 }
 
 #[test]
+fn n20_a_route_of_somebody_else_stays_whatever_its_type() {
+    let hops = "nexthop via 192.0.2.8 dev eth0 nexthop via 10.244.2.0 dev flannel.1 onlink";
+    let hops6 = "nexthop via 2001:db8::8 dev eth0 nexthop via 2001:db8::9 dev eth0";
+    for (route, found) in [
+        ("blackhole 10.244.2.0/24", "blackhole protocol 3"),
+        ("unreachable 10.244.2.0/24", "unreachable protocol 3"),
+        ("prohibit 10.244.2.0/24 proto static", "prohibit protocol 4"),
+        (&format!("10.244.2.0/24 {hops}"), "via 192.0.2.8 dev eth0 via 10.244.2.0 dev flannel.1 protocol 3"),
+        ("blackhole fd00:0:0:2::/64", "blackhole dev lo protocol 3"),
+        (&format!("fd00:0:0:2::/64 {hops6}"), "via 2001:db8::8 dev eth0 via 2001:db8::9 dev eth0 protocol 3"),
+    ] {
+        let pair = Pair::new();
+        let mut overlay = pair.overlay(1);
+        overlay.apply(&"node-2".into(), None);
+        pair.nodes[0].reconcile(&mut overlay);
+        let (family, subnet) = match route.contains("fd00") {
+            true => ("-6", "fd00:0:0:2::/64"),
+            false => ("-4", "10.244.2.0/24"),
+        };
+        pair.nodes[0].ip(&format!("{family} route add {route}"));
+        let shown = pair.nodes[0].ip(&format!("{family} route"));
+        assert_eq!(pair.nodes[0].reconcile(&mut overlay), [], "it is not ours: {route}");
+
+        overlay.apply(&"node-2".into(), Some(&node(2)));
+        let report = pair.nodes[0].run(&overlay.changes().unwrap());
+        let [failure] = &report.failures[..] else { panic!("one failure for {route}: {report:?}") };
+        let expected = format!("cannot set route {subnet}: there is a route of somebody else, {found}");
+        assert_eq!(failure.error.to_string(), expected);
+        assert_eq!(pair.nodes[0].ip(&format!("{family} route")), shown);
+    }
+}
+
+#[test]
 fn n17_five_thousand_peers_are_programmed_in_both_families() {
     let pair = Pair::new();
     let networks = ["10.0.0.0/8", "fd00::/16"];
@@ -327,13 +359,13 @@ fn every_step_can_be_repeated() {
     let mut overlay = pair.overlay(1);
     let ops = pair.nodes[0].reconcile(&mut overlay);
     let report = pair.nodes[0].run(&ops);
-    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(report.done, ops.len(), "{report:?}");
     assert_eq!(pair.nodes[0].observe(&overlay).rows, overlay.plan().rows);
     overlay.apply(&"node-2".into(), None);
     let gone = overlay.changes().unwrap();
     for _ in 0..2 {
         let report = pair.nodes[0].run(&gone);
-        assert!(report.is_complete(), "{report:?}");
+        assert_eq!(report.done, gone.len(), "{report:?}");
     }
 }
 

@@ -41,7 +41,7 @@ fn n12_a_peer_that_goes_is_not_reached_and_one_that_comes_back_is() {
     let mut overlay = cluster.pair.overlay(1);
     cluster.pair.nodes[0].reconcile(&mut overlay);
     overlay.apply(&"node-2".into(), None);
-    assert!(cluster.pair.nodes[0].run(&overlay.changes().unwrap()).is_complete());
+    cluster.pair.nodes[0].change(&mut overlay);
     let refused = cluster.pods[0].inside(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -50,7 +50,7 @@ fn n12_a_peer_that_goes_is_not_reached_and_one_that_comes_back_is() {
     });
     assert!(refused);
     overlay.apply(&"node-2".into(), Some(&node(2)));
-    assert!(cluster.pair.nodes[0].run(&overlay.changes().unwrap()).is_complete());
+    cluster.pair.nodes[0].change(&mut overlay);
     assert_eq!(cluster.udp(&cluster.pods[0], "10.244.2.5"), "10.244.1.5".parse::<IpAddr>().unwrap());
 }
 

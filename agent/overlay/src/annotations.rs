@@ -9,22 +9,12 @@ use crate::node::Node;
 use crate::problem::Reason;
 use crate::units::{Family, Mac, PerFamily, Vni};
 
-/// What stands before every key, unless the operator chose another prefix.
+/// What flannel's Node annotations begin with (contract N5).
 pub const ANNOTATION_PREFIX: &str = "flannel.alpha.coreos.com/";
 
 const MANAGED: &str = "kube-subnet-manager";
 const BACKEND_TYPE: &str = "backend-type";
 const VXLAN: &str = "vxlan";
-
-/// The address by which the Node's owner wants the external interface to be chosen (contract N8): annotation
-/// `node-public-ip` or `node-public-ipv6`.
-pub fn requested_public_ip(node: &Node, family: Family) -> Option<IpAddr> {
-    let key = match family {
-        Family::V4 => "node-public-ip",
-        Family::V6 => "node-public-ipv6",
-    };
-    node.flannel.get(key)?.parse().ok().filter(|address| family.has(*address))
-}
 
 /// Whether the Node takes part; flannel's peers look at no other Node.
 pub(crate) fn is_managed(node: &Node) -> bool {

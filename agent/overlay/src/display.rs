@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ops::Op;
+use crate::ops::{Op, WhyRemoved};
 use crate::plan::{FdbKey, NeighbourKey, Route};
 
 impl fmt::Display for Op {
@@ -31,6 +31,16 @@ impl fmt::Display for Op {
             Self::RemoveFdb(key, underlay) => write!(f, "remove FDB entry {key} to {underlay}"),
             Self::SetRoute(subnet, route) => write!(f, "set route {subnet} {route}"),
             Self::RemoveRoute(subnet, route) => write!(f, "remove route {subnet} {route}"),
+        }
+    }
+}
+
+impl fmt::Display for WhyRemoved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CleanUp => f.write_str("clean-up"),
+            Self::Unwanted => f.write_str("it is not wanted any more"),
+            Self::Unfit(why) => f.write_str(why),
         }
     }
 }

@@ -59,11 +59,11 @@ mod settings;
 mod subnet_env;
 mod units;
 
-pub use annotations::{ANNOTATION_PREFIX, requested_public_ip};
 pub use fake::{FakeKernel, Refusal};
+pub use annotations::ANNOTATION_PREFIX;
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
-pub use ops::{Op, Sysctl, diff, removal};
+pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
 pub use overlay::{Host, Overlay};
 pub use peer::Vtep;
 pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};

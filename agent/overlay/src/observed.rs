@@ -20,7 +20,8 @@ pub struct Observed {
     pub rows: Rows,
     /// Routes that flannel left on the links above.
     pub flannel_routes: BTreeMap<IpNet, Route>,
-    /// Values of kernel settings; one that this kernel does not have is missing.
+    /// Values of kernel settings; one that this kernel does not have is missing. [`Sysctl::KeepRa`] is there for the
+    /// interfaces to which a default route was learnt by router advertisement.
     pub sysctls: BTreeMap<Sysctl, String>,
 }
 

@@ -35,8 +35,8 @@ pub enum Op {
     RemoveLink {
         /// Its name.
         name: LinkName,
-        /// Why, for the log.
-        why: String,
+        /// Why.
+        why: WhyRemoved,
     },
     /// Gives a kernel setting the value that the pod network needs.
     SetSysctl(Sysctl),
@@ -58,6 +58,17 @@ pub enum Op {
     RemoveRoute(IpNet, Route),
 }
 
+/// Why a link is removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WhyRemoved {
+    /// All that is ours goes.
+    CleanUp,
+    /// It is ours and the plan has no use for it.
+    Unwanted,
+    /// It has the name of a link of ours and cannot become it in place; what does not fit.
+    Unfit(String),
+}
+
 /// A kernel setting that the pod network needs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sysctl {
@@ -65,6 +76,9 @@ pub enum Sysctl {
     Forwarding(Family),
     /// The link takes no router advertisements (contract N6).
     AcceptRa(LinkName),
+    /// The interface takes router advertisements although this machine forwards. Without it the kernel drops the
+    /// default route that it learnt from them when forwarding is switched on.
+    KeepRa(LinkName),
 }
 
 impl Sysctl {
@@ -73,7 +87,7 @@ impl Sysctl {
         match self {
             Self::Forwarding(Family::V4) => "net/ipv4/ip_forward".to_owned(),
             Self::Forwarding(Family::V6) => "net/ipv6/conf/all/forwarding".to_owned(),
-            Self::AcceptRa(link) => format!("net/ipv6/conf/{link}/accept_ra"),
+            Self::AcceptRa(link) | Self::KeepRa(link) => format!("net/ipv6/conf/{link}/accept_ra"),
         }
     }
 
@@ -82,6 +96,7 @@ impl Sysctl {
         match self {
             Self::Forwarding(_) => "1",
             Self::AcceptRa(_) => "0",
+            Self::KeepRa(_) => "2",
         }
     }
 }
@@ -89,8 +104,8 @@ impl Sysctl {
 /// The steps from `observed` to `plan`; none if the kernel already holds it, so that a restart changes nothing.
 ///
 /// Order: routes that must go; links of ours that nobody wants or that cannot become what is wanted; links made or
-/// changed, their settings and addresses; links up; then the entries. Everything on a held
-/// link is left alone.
+/// changed, their settings and addresses; links up; forwarding; then the entries. Everything on a held link is left
+/// alone.
 pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     let found = kept_rows(plan, observed);
     let mut ops = stale_flannel_routes(plan, observed);
@@ -101,7 +116,7 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     for name in plan.links.keys() {
         ops.extend(link_ops(plan, name, observed));
     }
-    ops.extend(plan.forwarding.iter().filter_map(|family| sysctl(Sysctl::Forwarding(*family), observed)));
+    ops.extend(plan.forwarding.iter().flat_map(|family| forwarding_ops(*family, observed)));
     ops.extend(rest);
     ops
 }
@@ -110,7 +125,7 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
 pub fn removal(observed: &Observed) -> Vec<Op> {
     let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
     let ours = observed.links.iter().filter(|(_, state)| state.ours);
-    let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: "clean-up".to_owned() });
+    let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
     routes.chain(links).collect()
 }
 
@@ -171,9 +186,7 @@ fn unwanted_links(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
         .links
         .iter()
         .filter(|(name, state)| state.ours && !plan.links.contains_key(name) && !plan.held.contains(name));
-    unwanted
-        .map(|(name, _)| Op::RemoveLink { name: name.clone(), why: "it is not wanted any more".to_owned() })
-        .collect()
+    unwanted.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::Unwanted }).collect()
 }
 
 fn link_ops(plan: &OverlayPlan, name: &LinkName, observed: &Observed) -> Vec<Op> {
@@ -181,7 +194,7 @@ fn link_ops(plan: &OverlayPlan, name: &LinkName, observed: &Observed) -> Vec<Op>
     let link = &plan.links[name];
     let mut kept = observed.links.get(name);
     if let Some(why) = kept.and_then(|state| state.mismatch(link)) {
-        ops.push(Op::RemoveLink { name: name.clone(), why });
+        ops.push(Op::RemoveLink { name: name.clone(), why: WhyRemoved::Unfit(why) });
         kept = None;
     }
     let Some(state) = kept else {
@@ -221,6 +234,16 @@ fn address_ops(plan: &OverlayPlan, name: &LinkName, state: &LinkState) -> Vec<Op
     };
     let others = state.addresses.iter().filter(|address| **address != wanted && stale(address));
     missing.into_iter().chain(others.map(|other| Op::RemoveAddress(name.clone(), *other))).collect()
+}
+
+/// An interface that takes router advertisements only while this machine does not forward would lose its default
+/// route: those that have one are asked to go on taking them first.
+fn forwarding_ops(family: Family, observed: &Observed) -> Vec<Op> {
+    let Some(forwarding) = sysctl(Sysctl::Forwarding(family), observed) else { return Vec::new() };
+    let would_stop = observed.sysctls.iter().filter(|(setting, value)| {
+        family == Family::V6 && matches!(setting, Sysctl::KeepRa(_)) && *value == "1"
+    });
+    would_stop.map(|(setting, _)| Op::SetSysctl(setting.clone())).chain([forwarding]).collect()
 }
 
 fn sysctl(sysctl: Sysctl, observed: &Observed) -> Option<Op> {

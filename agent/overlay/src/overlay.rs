@@ -123,8 +123,6 @@ impl Overlay {
         }
         self.standing.values().for_each(|standing| self.add_rows(&mut plan.rows, &standing.vteps));
         plan.problems = self.problems();
-        let waiting = self.readings.iter().filter(|(_, reading)| reading.waiting);
-        plan.waiting = waiting.map(|(name, _)| name.clone()).collect();
         plan
     }
 
@@ -190,12 +188,12 @@ impl Overlay {
         wanted
     }
 
-    /// What the rules that masquerade pod traffic must know.
-    pub fn masquerade(&self) -> Masquerade {
-        Masquerade {
-            pod_networks: self.settings.pod_networks.clone(),
-            own_subnets: self.local.subnets.iter().map(|(_, subnet)| *subnet).collect(),
-        }
+    /// What the rules that masquerade pod traffic must know; `None` while no subnet of this machine is known: then
+    /// the rules that stand are to stay, as the links do (contract N20).
+    pub fn masquerade(&self) -> Option<Masquerade> {
+        let own_subnets: Vec<IpNet> = self.local.subnets.iter().map(|(_, subnet)| *subnet).collect();
+        let pod_networks = self.settings.pod_networks.clone();
+        (!own_subnets.is_empty()).then_some(Masquerade { pod_networks, own_subnets })
     }
 
     /// The content of `subnet.env`, once this machine's subnet and interface are known.

@@ -26,16 +26,14 @@ pub struct Vtep {
 pub(crate) struct Reading {
     pub(crate) vteps: PerFamily<Option<Vtep>>,
     pub(crate) reasons: Vec<Reason>,
-    /// It has not published itself yet.
-    pub(crate) waiting: bool,
 }
 
 impl Reading {
-    /// Reads the families that are on. Each stands for itself: a Node with one bad family has the other.
+    /// Reads the families that are on. Each stands for itself: a Node with one bad family has the other. A Node that
+    /// has not published itself yet says nothing.
     pub(crate) fn of(settings: &Settings, node: &Node) -> Self {
         let mut reading = Self::default();
         if settings.peering == Peering::Annotated && !annotations::is_managed(node) {
-            reading.waiting = true;
             return reading;
         }
         for family in Family::BOTH.into_iter().filter(|family| settings.has(*family)) {
@@ -100,9 +98,8 @@ mod tests {
             })
         );
         assert_eq!(reading.reasons, []);
-        let Reading { waiting, vteps, reasons } =
-            Reading::of(&Settings { peering: Peering::Annotated, ..settings }, &node);
-        assert!(waiting && vteps == PerFamily::default() && reasons.is_empty());
+        let annotated = Settings { peering: Peering::Annotated, ..settings };
+        assert_eq!(Reading::of(&annotated, &node), Reading::default());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -26,8 +25,6 @@ pub struct OverlayPlan {
     pub forwarding: BTreeSet<Family>,
     /// What is wrong, in the order of the Nodes' names.
     pub problems: Vec<Problem>,
-    /// Nodes that have not published themselves yet.
-    pub waiting: BTreeSet<Arc<str>>,
 }
 
 /// A VXLAN link. IPv4 pods go over IPv4, IPv6 pods over IPv6, so there is one link a family.

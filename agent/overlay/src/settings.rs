@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::units::{Family, InvalidUnit, LinkName, Mtu, Vni};
+use crate::units::{Family, LinkName, Mtu, Vni};
 
 /// UDP port of VXLAN: the kernel's own default, which flannel uses too.
 pub const DEFAULT_PORT: u16 = 8472;
@@ -42,15 +42,19 @@ pub enum SettingsError {
     /// Neither family is on.
     #[error("no pod network is configured, neither IPv4 nor IPv6")]
     NoPodNetwork,
-    /// The VNI makes the link's name too long.
-    #[error("VNI {vni} is too large for the {family} link: {source}")]
+    /// The VNI makes the link's name longer than the kernel takes.
+    #[error(
+        "VNI {vni} makes the name of link {stem}.{vni} too long: with {family} pods it can be at most {most}"
+    )]
     Name {
         /// The configured VNI.
         vni: Vni,
         /// The family whose link it is.
         family: Family,
-        /// What is wrong with the name.
-        source: InvalidUnit,
+        /// The name up to the VNI.
+        stem: &'static str,
+        /// The largest VNI whose name fits.
+        most: u32,
     },
 }
 
@@ -73,15 +77,12 @@ impl Settings {
 
     /// The name of the family's VXLAN link, as flannel has it (contract N6).
     pub fn link_name(&self, family: Family) -> Result<LinkName, SettingsError> {
-        let stem = match family {
-            Family::V4 => "flannel",
-            Family::V6 => "flannel-v6",
+        let (stem, most) = match family {
+            Family::V4 => ("flannel", 9_999_999),
+            Family::V6 => ("flannel-v6", 9_999),
         };
-        LinkName::new(&format!("{stem}.{}", self.vni)).map_err(|source| SettingsError::Name {
-            vni: self.vni,
-            family,
-            source,
-        })
+        let too_long = |_| SettingsError::Name { vni: self.vni, family, stem, most };
+        LinkName::new(&format!("{stem}.{}", self.vni)).map_err(too_long)
     }
 
     /// The MTU of the pods and of the VXLAN links (contract N7).
@@ -126,8 +127,18 @@ mod tests {
         let both = settings(&["10.244.0.0/16", "fd00::/48"]);
         assert_eq!(both.link_name(Family::V4).unwrap().as_str(), "flannel.1");
         assert_eq!(both.link_name(Family::V6).unwrap().as_str(), "flannel-v6.1");
-        let long = Settings { vni: Vni::new(12345).unwrap(), ..both };
-        assert!(long.link_name(Family::V4).is_ok());
-        assert!(long.link_name(Family::V6).unwrap_err().to_string().contains("VNI 12345"));
+    }
+
+    #[test]
+    fn a_vni_too_long_for_the_links_name_is_refused_with_the_largest_that_fits() {
+        for (networks, family, most) in
+            [(["10.244.0.0/16"], Family::V4, 9_999_999), (["fd00::/48"], Family::V6, 9_999)]
+        {
+            let with_vni = |vni| Settings { vni: Vni::new(vni).unwrap(), ..settings(&networks) };
+            assert_eq!(with_vni(most).link_name(family).unwrap().as_str().len(), 15);
+            let text = with_vni(most + 1).link_name(family).unwrap_err().to_string();
+            let end = format!("too long: with {family} pods it can be at most {most}");
+            assert!(text.starts_with(&format!("VNI {}", most + 1)) && text.ends_with(&end), "{text}");
+        }
     }
 }

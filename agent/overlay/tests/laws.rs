@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use podway_overlay::{
     ExternalInterface, FakeKernel, Family, FdbKey, Host, IfIndex, LinkName, Mac, Mtu, NeighbourKey, Node, Op,
-    Overlay, Peering, PerFamily, Reason, Route, Rows, Settings,
+    Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl,
 };
 use proptest::prelude::*;
 
@@ -202,12 +202,41 @@ fn n20_without_the_own_subnet_everything_stands_as_it_is() {
     let (mut overlay, kernel) = with_peer(7);
     overlay.apply(&OWN.into(), None);
     assert_eq!(overlay.reconcile(&kernel.observe()), []);
+    assert_eq!(overlay.masquerade(), None, "the rules that stand stay");
     assert_eq!(overlay.problems()[0].reason, Reason::NoNode);
     overlay.apply(&OWN.into(), Some(&Node { name: OWN.into(), ..Node::default() }));
     assert_eq!(overlay.reconcile(&kernel.observe()), []);
+    assert_eq!(overlay.masquerade(), None);
     let own = overlay.problems().into_iter().filter(|problem| &*problem.node == OWN);
     let reasons: Vec<Reason> = own.map(|problem| problem.reason).collect();
     assert_eq!(reasons, [Reason::NoSubnet(Family::V4), Reason::NoSubnet(Family::V6)]);
+}
+
+#[test]
+fn n10_pods_of_the_own_subnets_are_masqueraded_as_far_as_those_are_known() {
+    let (mut overlay, _) = with_peer(7);
+    let own_subnets = |overlay: &Overlay| overlay.masquerade().unwrap().own_subnets;
+    let Event::Node(_, Some(shape)) = own_event() else { panic!("own Node") };
+    assert_eq!(own_subnets(&overlay), node(OWN, &shape).pod_cidrs);
+    feed(&mut overlay, &Event::Node(3, Some(Shape { v6: None, ..shape.clone() })));
+    assert_eq!(own_subnets(&overlay), [subnet4(&shape).unwrap()]);
+}
+
+#[test]
+fn n19_interfaces_go_on_taking_router_advertisements_when_forwarding_is_switched_on() {
+    let eth = |n: u8| LinkName::new(&format!("eth{n}")).unwrap();
+    for (forwarding, steps) in [("0", 3), ("1", 1)] {
+        let (mut overlay, mut kernel) = with_peer(7);
+        let sysctls = &mut kernel.state_mut().sysctls;
+        sysctls.insert(Sysctl::Forwarding(Family::V4), "0".to_owned());
+        sysctls.insert(Sysctl::Forwarding(Family::V6), forwarding.to_owned());
+        for (n, value) in [(0, "0"), (1, "1"), (2, "2")] {
+            sysctls.insert(Sysctl::KeepRa(eth(n)), value.to_owned());
+        }
+        let wanted = [Sysctl::Forwarding(Family::V4), Sysctl::KeepRa(eth(1)), Sysctl::Forwarding(Family::V6)];
+        let wanted: Vec<Op> = wanted.into_iter().map(Op::SetSysctl).take(steps).collect();
+        assert_eq!(overlay.reconcile(&kernel.observe()), wanted);
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{panic, process, thread};
 
@@ -37,6 +38,14 @@ impl Namespace {
         command("ip", &words)
     }
 
+    /// Runs `ip` in it once for many lines.
+    pub(crate) fn ip_batch(&self, lines: &str) {
+        let mut ip = Command::new("ip");
+        let mut ip = ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        ip.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        assert!(ip.wait().unwrap().success(), "ip -batch");
+    }
+
     /// Runs `bridge` in it.
     pub(crate) fn bridge(&self, words: &str) -> String {
         let words: Vec<&str> = ["-n", &self.name].into_iter().chain(words.split_whitespace()).collect();
@@ -64,10 +73,7 @@ impl Namespace {
 
     /// Runs `job` with a netlink socket inside.
     pub(crate) fn netlink<T: Send, F: Future<Output = T>>(&self, job: impl FnOnce(Netlink) -> F + Send) -> T {
-        self.inside(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { job(Netlink::open().unwrap()).await })
-        })
+        self.inside(|| here(job))
     }
 
     /// What podway sees of `overlay`'s links.
@@ -85,8 +91,15 @@ impl Namespace {
     pub(crate) fn reconcile(&self, overlay: &mut Overlay) -> Vec<Op> {
         let ops = overlay.reconcile(&self.observe(overlay));
         let report = self.run(&ops);
-        assert!(report.is_complete(), "{report:#?}");
-        assert_eq!(report.done, ops.len());
+        assert_eq!(report.done, ops.len(), "{report:#?}");
+        ops
+    }
+
+    /// Runs what became necessary since the last time; every step must succeed. Returns the steps.
+    pub(crate) fn change(&self, overlay: &mut Overlay) -> Vec<Op> {
+        let ops = overlay.changes().unwrap();
+        let report = self.run(&ops);
+        assert_eq!(report.done, ops.len(), "{report:#?}");
         ops
     }
 
@@ -110,6 +123,12 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
+}
+
+/// Runs `job` with a netlink socket in the namespace of this thread, on this thread.
+pub(crate) fn here<T, F: Future<Output = T>>(job: impl FnOnce(Netlink) -> F) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { job(Netlink::open().unwrap()).await })
 }
 
 /// Two nodes, n = 1 and 2, on one underlay: interface eth0, 192.0.2.n and 2001:db8::n. Pods of node n are in
