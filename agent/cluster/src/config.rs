@@ -25,7 +25,7 @@ impl Default for SourceConfig {
 /// `KUBERNETES_SERVICE_PORT` and the mounted service account.
 ///
 /// The address must not be one that podway itself provides, such as the clusterIP of Service default/kubernetes
-/// (contract S23): in a DaemonSet, set `server` or override the environment.
+/// (contract S23): in a DaemonSet, set `server`, or `KUBERNETES_SERVICE_HOST` to the API server's own address.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct KubeConfig {

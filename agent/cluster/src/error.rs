@@ -1,4 +1,7 @@
 //! Why a source cannot start or a Node cannot be written.
+//!
+//! What is displayed names the operation, the object and the cause. The cause is therefore no `source()`: printed
+//! with its chain, an error says everything once.
 
 use std::path::PathBuf;
 
@@ -6,16 +9,19 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `kubeconfig` cannot be used.
-    #[error("kubeconfig {path}: {source}")]
+    #[error("kubeconfig {path}: {cause}")]
     Kubeconfig {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: Box<kube::config::KubeconfigError>,
+        cause: Box<kube::config::KubeconfigError>,
     },
     /// No address is configured, and this is not a pod of a cluster.
-    #[error("no API server: neither server nor kubeconfig is set, and as a pod of a cluster: {0}")]
-    NoServer(#[source] kube::config::InClusterError),
+    #[error("no API server: neither server nor kubeconfig is set, and as a pod of a cluster: {cause}")]
+    NoServer {
+        /// Why this is no pod of a cluster.
+        cause: kube::config::InClusterError,
+    },
     /// `server` is not an address.
     #[error("server {server:?} is not a URL such as https://192.0.2.1:6443")]
     Server {
@@ -23,37 +29,38 @@ pub enum Error {
         server: String,
     },
     /// `tokenFile` or `caFile` cannot be used.
-    #[error("{field} {path}: {reason}")]
+    #[error("{field} {path}: {cause}")]
     File {
         /// The name in the configuration.
         field: &'static str,
         /// The file.
         path: PathBuf,
         /// Why not.
-        reason: String,
+        cause: String,
     },
     /// Certificates, keys or credentials cannot be used.
-    #[error("connection to {server}: {source}")]
+    #[error("connection to {server}: {cause}")]
     Connection {
         /// The server's URL.
         server: String,
         /// Why not.
-        source: Box<kube::Error>,
+        cause: Box<kube::Error>,
     },
     /// A Node could not be patched; trying again may help, unless [`is_final`](Error::is_final).
-    #[error("Node {node}: {reason}")]
+    #[error("patching Node {node}: {cause}")]
     Patch {
         /// The Node's name.
         node: String,
         /// The server's answer, or why there is none.
-        reason: String,
+        cause: String,
         /// The status code, if the server answered.
         code: Option<u16>,
     },
 }
 
 impl Error {
-    /// Whether trying again is of no use until somebody changes something: the configuration, or the rights.
+    /// Whether trying again is of no use until somebody changes something: the configuration, the rights, or the
+    /// Node. A conflict (409), too many requests (429), the server's own errors and silence pass by themselves.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Patch { code, .. } => {

@@ -17,7 +17,12 @@ pub enum Event {
     EndpointSlice(ObjectName, Option<EndpointSlice>),
     /// A Node appeared, changed or went.
     Node(Arc<str>, Option<Node>),
-    /// The first complete list of a kind is through (contract S32). Sent once a kind.
+    /// What could be read of the first list of a kind is through, and some could not: a file is broken, unreadable or
+    /// being written. What was told may be programmed; what was not told may exist, so nothing may be removed for
+    /// it. Sent at most once a kind and only before [`Event::Synced`]; an API server's lists are whole or not told.
+    Partial(Kind),
+    /// The first complete list of a kind is through (contract S32): what was not told does not exist. Sent once a
+    /// kind that is [`Wanted`](crate::Wanted).
     Synced(Kind),
     /// Something could not be used; the rest goes on.
     Problem(Problem),

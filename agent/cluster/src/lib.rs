@@ -14,10 +14,11 @@ mod outage;
 mod source;
 #[cfg(test)]
 mod test_folder;
+mod wanted;
 
 pub use api_server::NodeWriter;
 pub use config::{DirectoryConfig, KubeConfig, SourceConfig};
-pub use directory::read_manifests;
 pub use error::Error;
 pub use event::{Event, Kind, Problem};
 pub use source::Source;
+pub use wanted::{Nodes, Wanted};

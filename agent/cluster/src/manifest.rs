@@ -9,13 +9,13 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
+use podway_overlay::ANNOTATION_PREFIX;
 use serde::{Deserialize, Deserializer};
 
 pub(crate) const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
-pub(crate) const FLANNEL_PREFIX: &str = "flannel.alpha.coreos.com/";
 
 #[derive(Debug, Clone, Default, Deserialize, Resource)]
 #[resource(inherit = "core::Service")]
@@ -139,7 +139,7 @@ fn slim_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
         resource_version: slim.resource_version,
         creation_timestamp: slim.creation_timestamp,
         labels: kept(slim.labels, |key| [SERVICE_PROXY_NAME, HEADLESS, SERVICE_NAME, ZONE].contains(&key)),
-        annotations: kept(slim.annotations, |key| key.starts_with(FLANNEL_PREFIX)),
+        annotations: kept(slim.annotations, |key| key.starts_with(ANNOTATION_PREFIX)),
         ..ObjectMeta::default()
     })
 }

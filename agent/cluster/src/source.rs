@@ -3,10 +3,13 @@
 use tokio::sync::mpsc::Sender;
 
 use crate::api_server::ApiServer;
-use crate::{DirectoryConfig, Error, Event, NodeWriter, SourceConfig, directory};
+use crate::{DirectoryConfig, Error, Event, NodeWriter, SourceConfig, Wanted, directory};
 
 /// A place that the cluster state comes from, ready to be followed.
-pub struct Source(Inner);
+pub struct Source {
+    inner: Inner,
+    wanted: Wanted,
+}
 
 enum Inner {
     Kube(ApiServer),
@@ -14,31 +17,34 @@ enum Inner {
 }
 
 impl Source {
-    /// Reads what the configuration points to (kubeconfig, certificates); connects to nothing yet.
+    /// Reads what the configuration points to (kubeconfig, certificates); connects to nothing yet. The source will
+    /// tell of what is `wanted`.
     ///
     /// # Errors
     /// What only a change of the configuration can mend.
-    pub async fn open(config: &SourceConfig) -> Result<Self, Error> {
-        match config {
-            SourceConfig::Kube(config) => Ok(Self(Inner::Kube(ApiServer::open(config).await?))),
-            SourceConfig::Directory(config) => Ok(Self(Inner::Directory(config.clone()))),
-        }
+    pub async fn open(config: &SourceConfig, wanted: &Wanted) -> Result<Self, Error> {
+        let inner = match config {
+            SourceConfig::Kube(config) => Inner::Kube(ApiServer::open(config).await?),
+            SourceConfig::Directory(config) => Inner::Directory(config.clone()),
+        };
+        Ok(Self { inner, wanted: wanted.clone() })
     }
 
     /// What writes to Nodes; none where they are files.
     pub fn node_writer(&self) -> Option<NodeWriter> {
-        match &self.0 {
+        match &self.inner {
             Inner::Kube(server) => Some(server.node_writer()),
             Inner::Directory(_) => None,
         }
     }
 
     /// Follows the cluster until the receiver of `events` is dropped. Whatever goes wrong meanwhile is an
-    /// [`Event::Problem`] and tried again: a source that was opened does not fail.
+    /// [`Event::Problem`] and tried again: a source that was opened does not fail, and does not end before its
+    /// receiver does. A panic anywhere within comes out of this call.
     pub async fn run(self, events: Sender<Event>) {
-        match self.0 {
-            Inner::Kube(server) => server.run(events).await,
-            Inner::Directory(config) => directory::run(config, events).await,
+        match self.inner {
+            Inner::Kube(server) => server.run(&self.wanted, events).await,
+            Inner::Directory(config) => directory::run(config, self.wanted, events).await,
         }
     }
 }

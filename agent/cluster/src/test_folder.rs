@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 /// An empty folder below the system's temporary one.
 pub(crate) struct TestFolder(PathBuf);
@@ -25,6 +26,12 @@ impl TestFolder {
         let path = self.0.join(name);
         fs::write(&path, text).unwrap();
         path
+    }
+
+    /// Makes a file look as if nobody had written to it for a minute.
+    pub(crate) fn age(&self, name: &str) {
+        let file = fs::File::options().append(true).open(self.0.join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
     }
 }
 

@@ -5,6 +5,7 @@ use podway_nftables::{Network, NftProcess, Services};
 use tracing::info;
 
 use crate::config::Config;
+use crate::message;
 use crate::network::{remove_overlay, remove_subnet_file};
 use crate::privilege::require_net_admin;
 
@@ -15,7 +16,7 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     let mut failures = Vec::new();
     let mut note = |what: &str, result: Result<()>| match result {
         Ok(()) => info!("removed: {what}"),
-        Err(error) => failures.push(format!("{what}: {error:#}")),
+        Err(error) => failures.push(format!("{what}: {}", message::of(&error))),
     };
     note(
         "eBPF programs and maps",
@@ -23,8 +24,8 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     );
     note("Service tables", Services::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
     note("pod network masquerade", Network::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
+    note("subnet file", remove_subnet_file(config).await);
     note("VXLAN links and routes", remove_overlay().await);
-    note("subnet file", remove_subnet_file(config));
     match failures.is_empty() {
         true => Ok(()),
         false => bail!("not everything could be removed: {}", failures.join("; ")),

@@ -178,11 +178,17 @@ impl Config {
 }
 
 fn read_tree(text: &str) -> Result<Value> {
-    match serde_saphyr::from_str(text)? {
+    match read_yaml(text)? {
         Value::Null => Ok(Value::Object(Default::default())),
         tree @ Value::Object(_) => Ok(tree),
         _ => bail!("must be a mapping of fields"),
     }
+}
+
+/// Reads a value. An error is one line, without a picture of the text.
+pub(crate) fn read_yaml(text: &str) -> Result<Value> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    Ok(serde_saphyr::from_str_with_options(text, options)?)
 }
 
 fn from_tree(tree: Value) -> Result<Config> {
@@ -248,6 +254,12 @@ mod tests {
     fn an_unknown_field_is_named_with_its_path() {
         let error = read("network:\n  vnii: 7\n").unwrap_err();
         assert!(error.contains("network") && error.contains("vnii") && error.contains("vni"), "{error}");
+    }
+
+    #[test]
+    fn text_that_is_no_yaml_is_named_by_line_in_one_line() {
+        let error = read("network: [\n").unwrap_err();
+        assert!(error.contains("line 1") && !error.contains('\n'), "{error}");
     }
 
     #[test]

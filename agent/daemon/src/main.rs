@@ -6,6 +6,7 @@
 mod cleanup;
 mod config;
 mod log;
+mod message;
 mod network;
 mod overrides;
 mod privilege;
@@ -84,7 +85,7 @@ fn main() -> ExitCode {
     match Cli::parse().command.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("podway: {error:#}");
+            eprintln!("podway: {}", message::of(&error));
             ExitCode::FAILURE
         }
     }

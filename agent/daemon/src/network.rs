@@ -1,6 +1,6 @@
 //! The network half: Nodes in; links, routes, neighbours, FDB entries, masquerade and flannel's files out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -11,12 +11,18 @@ use anyhow::{Context, Result, bail};
 use podway_cluster::{NodeWriter, SourceConfig};
 use podway_netlink::{InterfaceChoice, Netlink};
 use podway_nftables::{Network, NetworkRows};
-use podway_overlay::{Host, LinkName, Mtu, Node, Observed, Op, Overlay, Peering, Problem, Settings, Vni};
+use podway_overlay::{
+    Host, LinkName, Masquerade, Mtu, Node, Observed, Op, Overlay, Peering, Problem, Settings, Vni,
+};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
-use crate::run::{Half, NetworkEvent};
+use crate::message;
+use crate::run::{Half, Listed, NetworkEvent};
+
+/// The longest wait between two attempts; a look at the links costs little.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How long the API server may take to note this node's part; it is asked again later.
 const ANNOTATE_DEADLINE: Duration = Duration::from_secs(5);
@@ -31,10 +37,16 @@ pub(crate) struct NetworkHalf {
     own: Option<Node>,
     /// The own Node as it was when the external interface was chosen.
     located: Option<Node>,
-    synced: bool,
-    announced: bool,
+    listed: Listed,
+    /// Annotations that were written and that the Node has not shown yet.
+    told: BTreeMap<String, String>,
+    /// Whether the Node was told that its network works.
+    available: bool,
+    /// When the API server is to be told again, after it could not be.
+    tell_again: Option<Instant>,
     problems: BTreeSet<Problem>,
     retry: Retry,
+    tell_retry: Retry,
 }
 
 impl NetworkHalf {
@@ -47,10 +59,13 @@ impl NetworkHalf {
             writer: writer.filter(|_| peering(config) == Peering::Annotated),
             own: None,
             located: None,
-            synced: false,
-            announced: false,
+            listed: Listed::Nothing,
+            told: BTreeMap::new(),
+            available: false,
+            tell_again: None,
             problems: BTreeSet::new(),
-            retry: Retry::new(Duration::from_millis(100), Duration::from_secs(30)),
+            retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
+            tell_retry: Retry::new(Duration::from_secs(1), Duration::from_secs(60)),
             config: config.clone(),
         })
     }
@@ -82,18 +97,24 @@ impl Half for NetworkHalf {
 
     fn apply(&mut self, event: NetworkEvent) {
         match event {
-            NetworkEvent::Synced => self.synced = true,
+            NetworkEvent::Listed(listed) => {
+                self.listed = listed;
+                self.overlay.invalidate();
+            }
             NetworkEvent::Node(name, node) => {
                 self.overlay.apply(&name, node.as_ref());
                 if *name == *self.config.node_name {
+                    // A Node that is registered anew has neither annotations nor conditions.
+                    self.available &= node.is_some();
                     self.own = node;
+                    self.told.clear();
                 }
             }
         }
     }
 
     async fn reconcile(&mut self) -> Result<Option<Duration>> {
-        if !self.synced {
+        if self.listed == Listed::Nothing {
             return Ok(None);
         }
         let result = self.program().await;
@@ -101,14 +122,15 @@ impl Half for NetworkHalf {
         match result {
             Ok(()) => {
                 self.retry.succeeded();
-                Ok(None)
+                Ok(self.announce(true).await)
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
+                self.announce(false).await;
                 self.overlay.invalidate();
                 self.located = None;
                 let wait = self.retry.failed();
-                warn!(again_in = ?wait, "the pod network is not complete: {error:#}");
+                warn!(again_in = ?wait, "the pod network is not complete: {}", message::of(&error));
                 Ok(Some(wait))
             }
         }
@@ -125,18 +147,29 @@ impl NetworkHalf {
             Some(ops) => ops,
             None => {
                 let observed = self.netlink.observe(&self.overlay.link_names()).await?;
-                self.overlay.reconcile(&observed)
+                let mut ops = self.overlay.reconcile(&observed);
+                if self.listed == Listed::Partly {
+                    // What is not in the list may be in the part of it that could not be read.
+                    ops.retain(|op| {
+                        !matches!(op, Op::RemoveNeighbour(..) | Op::RemoveFdb(..) | Op::RemoveRoute(..))
+                    });
+                }
+                ops
             }
         };
-        self.run(&ops).await?;
-        let masquerade = self.overlay.masquerade();
-        let rows = match self.config.network.masquerade {
-            true => {
-                NetworkRows { pod_networks: masquerade.pod_networks, own_subnets: masquerade.own_subnets }
+        // One family, or one peer, that cannot be served does not keep the others from what they need.
+        let run = self.run(&ops).await;
+        let rows = match (self.config.network.masquerade, self.overlay.masquerade()) {
+            (true, Some(Masquerade { pod_networks, own_subnets })) => {
+                Some(NetworkRows { pod_networks, own_subnets })
             }
-            false => NetworkRows::default(),
+            (true, None) => None,
+            (false, _) => Some(NetworkRows::default()),
         };
-        let written = self.masquerade.replace(&rows).await?;
+        let written = match rows {
+            Some(rows) => self.masquerade.replace(&rows).await?,
+            None => 0,
+        };
         self.write_subnet_file()?;
         let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
         match (observed, steps) {
@@ -145,7 +178,7 @@ impl NetworkHalf {
             (false, 0) => {}
             (false, steps) => debug!(steps, took, "pod network changed"),
         }
-        self.announce().await
+        run
     }
 
     /// Finds out which interface reaches the other nodes, anew when the own Node changed.
@@ -170,9 +203,9 @@ impl NetworkHalf {
         }
         let addresses: &[IpAddr] = self.own.as_ref().map_or(&[], |node| &node.addresses);
         for address in addresses {
-            if let Ok(found) = self.netlink.external_interface(&InterfaceChoice::Owner(*address)).await {
-                // By its name, so that the other family's address is looked for as well.
-                return Ok(self.netlink.external_interface(&InterfaceChoice::Name(found.name)).await?);
+            match self.netlink.external_interface(&InterfaceChoice::Owner(*address)).await {
+                Err(podway_netlink::Error::NoOwner(_)) => {}
+                found => return Ok(found?),
             }
         }
         Ok(self.netlink.external_interface(&InterfaceChoice::DefaultRoute).await?)
@@ -206,24 +239,46 @@ impl NetworkHalf {
         write().with_context(|| format!("network.subnetFile {}", path.display()))
     }
 
-    /// Tells the cluster how this node is reached, once the links stand (contract N5, N18).
-    async fn announce(&mut self) -> Result<()> {
+    /// Tells the cluster how this node is reached, and that its network works if all of it does. The pod network does
+    /// not depend on it: after a failure returns when to try again, whatever happens meanwhile.
+    async fn announce(&mut self, complete: bool) -> Option<Duration> {
+        if let Some(due) = self.tell_again
+            && let Some(wait) = due.checked_duration_since(Instant::now())
+        {
+            return Some(wait);
+        }
+        match self.tell(complete).await {
+            Ok(()) => {
+                self.tell_retry.succeeded();
+                self.tell_again = None;
+            }
+            Err(error) => {
+                let wait = self.tell_retry.failed();
+                warn!(again_in = ?wait, "other nodes do not learn of this one: {error:#}");
+                self.tell_again = Some(Instant::now() + wait);
+            }
+        }
+        self.tell_again.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    async fn tell(&mut self, complete: bool) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
         let node = &self.config.node_name;
-        let annotations = self.overlay.annotations();
-        if !annotations.is_empty() {
-            let annotations = annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let annotations = self.overlay.annotations().into_iter().map(|(key, value)| (key.to_owned(), value));
+        let annotations: BTreeMap<String, String> = annotations.collect();
+        if !annotations.is_empty() && annotations != self.told {
             let written = tokio::time::timeout(ANNOTATE_DEADLINE, writer.annotate(node, &annotations)).await;
             written.context("the API server does not answer")?.context("annotations of this Node")?;
             info!(node, "this node's part of the pod network is announced");
+            self.told = annotations;
         }
-        if !self.announced && self.located.is_some() {
+        if complete && !self.available && self.located.is_some() {
             let now = SystemTime::now();
             let written = tokio::time::timeout(ANNOTATE_DEADLINE, writer.network_available(node, now)).await;
             written
                 .context("the API server does not answer")?
                 .context("condition NetworkUnavailable of this Node")?;
-            self.announced = true;
+            self.available = true;
         }
         Ok(())
     }
@@ -256,9 +311,15 @@ pub(crate) async fn remove_overlay() -> Result<()> {
     }
 }
 
-/// Removes the file for flannel's CNI plugin.
-pub(crate) fn remove_subnet_file(config: &Config) -> Result<()> {
+/// Removes the file for flannel's CNI plugin, if podway's links show that it runs the pod network here; a flannel
+/// beside a podway that only runs Services keeps its own (contract S22). To be called before the links go.
+pub(crate) async fn remove_subnet_file(config: &Config) -> Result<()> {
     let path = &config.network.subnet_file;
+    let names = Overlay::new(overlay_settings(config)?)?.link_names();
+    let observed = Netlink::open()?.observe(&names).await?;
+    if !observed.links.values().any(|link| link.ours) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound && !path.as_os_str().is_empty() => {
             bail!("{}: {error}", path.display())

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::config::read_yaml;
+
 /// Every field that can be set singly; its variable is `PODWAY_` and the path in capitals, parts joined by `_`.
 const FIELDS: &[&str] = &[
     "nodeName",
@@ -96,7 +98,7 @@ impl Override {
     fn new(origin: String, path: &'static str, text: &str) -> Result<Self> {
         let value = match TEXT.contains(&path) {
             true => Value::String(text.to_owned()),
-            false => serde_saphyr::from_str(text).with_context(|| origin.clone())?,
+            false => read_yaml(text).with_context(|| origin.clone())?,
         };
         Ok(Self { origin, path, value })
     }

@@ -1,15 +1,16 @@
 //! `podway run`: the sources feed the two halves until SIGTERM.
 //!
-//! Each half is a loop of its own, so that a large load of Services does not hold up a new node's route.
+//! Each half is a task of its own, so that one that waits for the kernel does not hold up the other.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use podway_cluster::{DirectoryConfig, Event, Kind, Source, SourceConfig};
+use anyhow::{Context, Result, bail};
+use podway_cluster::{DirectoryConfig, Event, Kind, Nodes, Source, SourceConfig, Wanted};
 use podway_nftables::{Network, NftProcess, Services};
 use podway_proxy::NodeContext;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, Dataplane};
@@ -17,7 +18,8 @@ use crate::network::NetworkHalf;
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
 
-/// Events on their way from a source; a full queue slows the source down.
+/// Events between a source and the halves' own queues. Those have no bound, so that a half that waits for the kernel
+/// does not hold up the other; a burst is noted as a whole before anything is written.
 const QUEUE: usize = 1024;
 
 /// How long a stop waits for the writes under way.
@@ -35,8 +37,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
-    let source = Source::open(&config.source).await?;
-    let writer = source.node_writer();
+    let sources = sources(&config).await?;
+    let writer = sources.first().and_then(Source::node_writer);
 
     let mut listeners = Listeners::default();
     if config.network.enabled {
@@ -55,8 +57,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     // Whoever is a pod is known from the configuration, before and without this node's object.
     listeners.change(podway_proxy::Event::Node(context(&config, None)));
-    for (role, source) in sources(&config, source).await? {
-        tokio::task::spawn_local(dispatch(role, source, config.clone(), listeners.clone()));
+    let mut feeds = tokio::task::JoinSet::new();
+    for source in sources {
+        let (sender, events) = mpsc::channel(QUEUE);
+        feeds.spawn_local(source.run(sender));
+        feeds.spawn_local(dispatch(events, config.clone(), listeners.clone()));
     }
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -65,6 +70,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         Some(ended) = halves.join_next() => return ended?,
+        Some(ended) = feeds.join_next() => {
+            ended.context("following the cluster")?;
+            bail!("following the cluster ended by itself");
+        }
     }
     info!("podway stops; what it programmed stays");
     drop(stop);
@@ -88,20 +97,23 @@ fn open_bpf(config: &Config) -> Result<Bpf> {
     Ok(Bpf::On(Box::new(dataplane)))
 }
 
-/// Which kinds a source is asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Everything,
-    AllButNodes,
-    Nodes,
-}
-
-async fn sources(config: &Config, main: Source) -> Result<Vec<(Role, Source)>> {
+/// The sources with what each is asked for: the one of the cluster, and one of Nodes where those come from files.
+async fn sources(config: &Config) -> Result<Vec<Source>> {
+    let services = config.services.enabled;
+    let of_node = |enabled| match enabled {
+        true => Nodes::All,
+        false => Nodes::Only(config.node_name.as_str().into()),
+    };
     if config.network.nodes.as_os_str().is_empty() {
-        return Ok(vec![(Role::Everything, main)]);
+        let wanted = Wanted { services, nodes: of_node(config.network.enabled) };
+        return Ok(vec![Source::open(&config.source, &wanted).await?]);
     }
-    let nodes = SourceConfig::Directory(DirectoryConfig { path: config.network.nodes.clone() });
-    Ok(vec![(Role::AllButNodes, main), (Role::Nodes, Source::open(&nodes).await?)])
+    let files = SourceConfig::Directory(DirectoryConfig { path: config.network.nodes.clone() });
+    let wanted = Wanted { services: false, nodes: of_node(config.network.enabled) };
+    Ok(vec![
+        Source::open(&config.source, &Wanted { services, nodes: Nodes::None }).await?,
+        Source::open(&files, &wanted).await?,
+    ])
 }
 
 /// A half of the daemon: takes note of events, and brings the kernel to what follows from them.
@@ -111,7 +123,7 @@ pub(crate) trait Half {
     /// Takes note of an event; events that come in a burst are all noted before anything is written.
     fn apply(&mut self, event: Self::Event);
     /// Brings the kernel to what is planned. An error is final; after a failure that may pass, returns how long to
-    /// wait before the next attempt, unless an event comes first.
+    /// wait before the next attempt.
     async fn reconcile(&mut self) -> Result<Option<Duration>>;
 }
 
@@ -119,16 +131,27 @@ pub(crate) trait Half {
 pub(crate) enum NetworkEvent {
     /// A Node appeared, changed or went.
     Node(std::sync::Arc<str>, Option<podway_overlay::Node>),
-    /// All Nodes that there were at the start are through.
-    Synced,
+    /// So much of the Nodes that there were at the start is through.
+    Listed(Listed),
 }
 
 /// What the service half is told.
 pub(crate) enum ServiceEvent {
     /// Something that is planned with.
     Change(podway_proxy::Event),
-    /// The first list of a kind is complete.
-    Synced(Kind),
+    /// So much of what there was of a kind at the start is through.
+    Listed(Kind, Listed),
+}
+
+/// How much of a list there is at the start is through (contract S32).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Listed {
+    /// None of it: nothing may be written.
+    Nothing,
+    /// What could be read: it may be written, but what stands beside it may not be removed.
+    Partly,
+    /// All of it.
+    Fully,
 }
 
 /// The halves that are switched on.
@@ -153,24 +176,22 @@ impl Listeners {
     }
 }
 
-async fn dispatch(role: Role, source: Source, config: Config, to: Listeners) {
-    let (sender, mut events) = mpsc::channel(QUEUE);
-    tokio::task::spawn_local(source.run(sender));
+async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listeners) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Problem(problem) => {
                 warn!(subject = problem.subject, field = problem.field, "{}", problem.message);
             }
-            Event::Node(..) | Event::Synced(Kind::Node) if role == Role::AllButNodes => {}
             Event::Node(name, node) => {
                 if *name == *config.node_name {
                     to.change(podway_proxy::Event::Node(context(&config, node.as_ref())));
                 }
                 to.network(NetworkEvent::Node(name, node));
             }
-            Event::Synced(Kind::Node) => to.network(NetworkEvent::Synced),
-            _ if role == Role::Nodes => {}
-            Event::Synced(kind) => to.services(ServiceEvent::Synced(kind)),
+            Event::Partial(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Partly)),
+            Event::Synced(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Fully)),
+            Event::Partial(kind) => to.services(ServiceEvent::Listed(kind, Listed::Partly)),
+            Event::Synced(kind) => to.services(ServiceEvent::Listed(kind, Listed::Fully)),
             Event::Service(name, service) => to.change(podway_proxy::Event::Service(name, service)),
             Event::EndpointSlice(name, slice) => to.change(podway_proxy::Event::EndpointSlice(name, slice)),
         }
@@ -191,25 +212,75 @@ async fn run_half<H: Half>(
     mut events: mpsc::UnboundedReceiver<H::Event>,
     mut stop: watch::Receiver<()>,
 ) -> Result<()> {
-    let mut again = None;
+    let mut due = None;
     loop {
         tokio::select! {
             _ = stop.changed() => return Ok(()),
-            () = sleep(again) => {}
+            () = sleep_until(due) => {}
             Some(event) = events.recv() => {
                 half.apply(event);
                 while let Ok(event) = events.try_recv() {
                     half.apply(event);
                 }
+                // After a failure, events do not bring the next attempt forward.
+                if due.is_some() {
+                    continue;
+                }
             }
         }
-        again = half.reconcile().await?;
+        due = half.reconcile().await?.map(|wait| Instant::now() + wait);
     }
 }
 
-async fn sleep(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails its first attempts and counts them all.
+    struct Failing {
+        failures: u32,
+        attempts: mpsc::UnboundedSender<Vec<u8>>,
+        seen: Vec<u8>,
+    }
+
+    impl Half for Failing {
+        type Event = u8;
+
+        fn apply(&mut self, event: u8) {
+            self.seen.push(event);
+        }
+
+        async fn reconcile(&mut self) -> Result<Option<Duration>> {
+            self.attempts.send(self.seen.clone())?;
+            self.failures = self.failures.saturating_sub(1);
+            Ok((self.failures > 0).then_some(Duration::from_secs(5)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn s30_events_during_a_back_off_are_noted_and_wait_for_the_next_attempt() {
+        let (attempts, mut attempted) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::unbounded_channel();
+        let (stop, stopped) = watch::channel(());
+        let half = Failing { failures: 2, attempts, seen: vec![] };
+        let running = tokio::spawn(run_half(half, receiver, stopped));
+        let started = Instant::now();
+        events.send(1).unwrap();
+        assert_eq!(attempted.recv().await.unwrap(), [1]);
+        for event in 2..50 {
+            events.send(event).unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(attempted.recv().await.unwrap().len(), 49, "one more attempt for all of them");
+        assert_eq!(started.elapsed().as_secs(), 5);
+        drop(stop);
+        running.await.unwrap().unwrap();
     }
 }

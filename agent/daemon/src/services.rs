@@ -1,18 +1,21 @@
 //! The service half: events in, rows planned, both dataplanes fed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use podway_bpf::BpfDataplane;
 use podway_cluster::Kind;
-use podway_nftables::{NftProcess, Services};
+use podway_nftables::{Nft, NftProcess, Services};
 use podway_proxy::{Frontend, ObjectName, Planner, RowDelta, Rows};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
-use crate::run::{Half, ServiceEvent};
+use crate::run::{Half, Listed, ServiceEvent};
+
+/// The longest wait between two attempts: kube-proxy's syncPeriod (contract S30).
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What becomes of the eBPF dataplane.
 pub(crate) enum Bpf {
@@ -23,44 +26,47 @@ pub(crate) enum Bpf {
 }
 
 /// Turns events into rows and rows into kernel state.
-pub(crate) struct ServiceHalf {
+pub(crate) struct ServiceHalf<N = NftProcess> {
     planner: Planner,
-    nftables: Services,
+    nftables: Services<N>,
     bpf: Bpf,
-    waiting_for: BTreeSet<Kind>,
+    listed: BTreeMap<Kind, Listed>,
     /// What is planned and not yet in the kernel; `None` until all of it was written once, and after a doubt.
     pending: Option<RowDelta>,
     contested: BTreeSet<Frontend>,
     retry: Retry,
 }
 
-impl ServiceHalf {
-    /// A half that writes nothing before Services and EndpointSlices have been listed once (contract S32).
-    pub(crate) fn new(nftables: Services<NftProcess>, bpf: Bpf) -> Self {
+impl<N: Nft> ServiceHalf<N> {
+    /// A half that writes no rows before Services and EndpointSlices have been listed once (contract S32).
+    pub(crate) fn new(nftables: Services<N>, bpf: Bpf) -> Self {
         Self {
             planner: Planner::default(),
             nftables,
             bpf,
-            waiting_for: BTreeSet::from([Kind::Service, Kind::EndpointSlice]),
+            listed: [Kind::Service, Kind::EndpointSlice].map(|kind| (kind, Listed::Nothing)).into(),
             pending: None,
             contested: BTreeSet::new(),
-            retry: Retry::new(Duration::from_millis(100), Duration::from_secs(30)),
+            retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
         }
     }
 }
 
-impl Half for ServiceHalf {
+impl<N: Nft> Half for ServiceHalf<N> {
     type Event = ServiceEvent;
 
     fn apply(&mut self, event: ServiceEvent) {
         match event {
             ServiceEvent::Change(event) => self.planner.apply(event),
-            ServiceEvent::Synced(kind) => drop(self.waiting_for.remove(&kind)),
+            ServiceEvent::Listed(kind, listed) => {
+                self.listed.insert(kind, listed);
+                self.pending = None;
+            }
         }
     }
 
     async fn reconcile(&mut self) -> Result<Option<Duration>> {
-        if !self.waiting_for.is_empty() {
+        if self.listed() == Listed::Nothing {
             return Ok(None);
         }
         let started = Instant::now();
@@ -86,7 +92,7 @@ impl Half for ServiceHalf {
     }
 }
 
-impl ServiceHalf {
+impl<N: Nft> ServiceHalf<N> {
     /// Writes what is pending, or everything; returns the number of elements and frontends written.
     async fn write(&mut self) -> Result<usize, Failure> {
         let written = match &self.pending {
@@ -104,14 +110,31 @@ impl ServiceHalf {
         Ok(written)
     }
 
+    /// How much of everything that is planned from is known.
+    fn listed(&self) -> Listed {
+        self.listed.values().copied().min().unwrap_or(Listed::Nothing)
+    }
+
     async fn write_all(&mut self) -> Result<usize, Failure> {
         let rows = self.planner.rows();
+        if self.listed() == Listed::Partly {
+            // What is not in the lists may be in the part of them that could not be read: it stays.
+            let additions = Rows::default().delta_to(&rows);
+            let written = self.nftables.apply(&additions).await?;
+            if let Bpf::On(bpf) = &mut self.bpf {
+                bpf.apply(&additions)?;
+                bpf.attach()?;
+            }
+            return Ok(written);
+        }
         let written = self.nftables.replace(&rows).await?;
         match &mut self.bpf {
             Bpf::On(bpf) => {
                 let held = Rows { frontends: bpf.observe()?, ..Rows::default() };
-                bpf.apply(&held.delta_to(&rows))?;
+                // Frontends that find no room are left to nftables; the others are worth attaching for.
+                let applied = bpf.apply(&held.delta_to(&rows));
                 bpf.attach()?;
+                applied?;
             }
             Bpf::Off(pins) => BpfDataplane::remove_all(pins)?,
         }
@@ -127,9 +150,6 @@ impl ServiceHalf {
         warn!(failure = failure.message, again_in = ?wait, "Services could not be programmed; what stood still stands");
         if failure.recovery == Recovery::Resync {
             self.pending = None;
-            if let Err(error) = self.nftables.observe().await {
-                warn!(%error, "the nftables tables could not be read");
-            }
         }
         Ok(wait)
     }
@@ -163,5 +183,99 @@ impl From<podway_nftables::Error> for Failure {
 impl From<podway_bpf::Error> for Failure {
     fn from(error: podway_bpf::Error) -> Self {
         Self { recovery: error.recovery(), message: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podway_nftables::{DEFAULT_MARK, FakeNft};
+    use podway_proxy::{Event, Protocol, Service, ServicePort, TrafficPolicy};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn s32_nothing_is_written_or_removed_before_both_lists_are_complete() {
+        let mut half = half_with("web", FakeNft::default()).await;
+        half.reconcile().await.unwrap();
+        let kernel = half.nftables.nft_mut().clone();
+
+        let mut restarted = ServiceHalf::new(adopt(kernel).await, off());
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            let writes = restarted.nftables.nft_mut().history.len();
+            restarted.reconcile().await.unwrap();
+            assert_eq!(restarted.nftables.nft_mut().history.len(), writes, "before {kind:?} is listed");
+            restarted.apply(ServiceEvent::Listed(kind, Listed::Fully));
+        }
+        restarted.reconcile().await.unwrap();
+        let mut emptied = adopt(restarted.nftables.nft_mut().clone()).await;
+        assert_eq!(emptied.replace(&Rows::default()).await.unwrap(), 0, "what is not in the lists is gone");
+    }
+
+    #[tokio::test]
+    async fn s32_from_lists_that_are_incomplete_rows_are_added_and_none_removed() {
+        let mut half = half_with("web", FakeNft::default()).await;
+        half.reconcile().await.unwrap();
+        let mut restarted = ServiceHalf::new(adopt(half.nftables.nft_mut().clone()).await, off());
+        restarted.apply(change("db", 2));
+        for (listed, frontends) in [(Listed::Partly, 2), (Listed::Fully, 1)] {
+            restarted.apply(ServiceEvent::Listed(Kind::Service, listed));
+            restarted.apply(ServiceEvent::Listed(Kind::EndpointSlice, listed));
+            restarted.reconcile().await.unwrap();
+            let kernel = restarted.nftables.nft_mut().history.last().cloned().unwrap_or_default();
+            let standing =
+                kernel.iter().filter(|[table, set, ..]| table == "ip podway" && set == "no-endpoints");
+            assert_eq!(standing.count(), frontends, "{listed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn s31_a_refused_write_is_kept_and_carried_out_by_a_later_attempt() {
+        let mut half = half_with("web", FakeNft::default()).await;
+        half.reconcile().await.unwrap();
+        half.apply(change("db", 2));
+        half.nftables.nft_mut().failures = 1;
+        half.nftables.nft_mut().blindness = 1;
+        for attempt in ["refused", "kernel cannot be read"] {
+            assert!(half.reconcile().await.unwrap().is_some(), "{attempt}");
+        }
+        assert_eq!(half.reconcile().await.unwrap(), None);
+        let mut kernel = adopt(half.nftables.nft_mut().clone()).await;
+        assert_eq!(kernel.replace(&half.planner.rows()).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn s25_an_event_that_changes_nothing_writes_nothing() {
+        let mut half = half_with("web", FakeNft::default()).await;
+        half.reconcile().await.unwrap();
+        let writes = half.nftables.nft_mut().history.len();
+        half.apply(change("web", 1));
+        half.reconcile().await.unwrap();
+        assert_eq!(half.nftables.nft_mut().history.len(), writes);
+    }
+
+    async fn half_with(service: &str, kernel: FakeNft) -> ServiceHalf<FakeNft> {
+        let mut half = ServiceHalf::new(adopt(kernel).await, off());
+        half.apply(change(service, 1));
+        half.apply(ServiceEvent::Listed(Kind::Service, Listed::Fully));
+        half.apply(ServiceEvent::Listed(Kind::EndpointSlice, Listed::Fully));
+        half
+    }
+
+    async fn adopt(kernel: FakeNft) -> Services<FakeNft> {
+        Services::adopt(kernel, DEFAULT_MARK).await.unwrap()
+    }
+
+    fn off() -> Bpf {
+        Bpf::Off("/nonexistent/podway-test".into())
+    }
+
+    fn change(name: &str, host: u8) -> ServiceEvent {
+        let service = Service {
+            created: 0,
+            cluster_ips: vec![[10, 96, 0, host].into()],
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            internal_traffic_policy: TrafficPolicy::Cluster,
+        };
+        ServiceEvent::Change(Event::Service(ObjectName::new("shop", name), Some(service)))
     }
 }

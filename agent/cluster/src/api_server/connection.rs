@@ -1,5 +1,6 @@
 //! The connection to the API server: its settings, and a client that notices when the other end is gone.
 
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
-use super::contact::{Contact, Observed};
+use super::contact::{Address, Contact, Observed};
 use crate::{Error, KubeConfig};
 
 /// Far above a round trip anywhere on earth, a lost SYN included.
@@ -34,17 +35,23 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// A request that the other end does not even acknowledge for this long ends the connection.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// The connection settings, from the kubeconfig or the pod's environment, with the configured fields over them.
-pub(super) async fn settings(config: &KubeConfig) -> Result<Config, Error> {
+/// The connection settings, from the kubeconfig or the pod's environment, with the configured fields over them; and
+/// what is known of the address.
+pub(super) async fn settings(config: &KubeConfig) -> Result<(Config, Address), Error> {
     let server = config.server.as_deref().map(server_url).transpose()?;
     let mut settings = match (&config.kubeconfig, &server) {
         (Some(path), _) => from_kubeconfig(path).await?,
         (None, Some(server)) => Config::incluster_env().unwrap_or_else(|_| Config::new(server.clone())),
-        (None, None) => Config::incluster_env().map_err(Error::NoServer)?,
+        (None, None) => Config::incluster_env().map_err(|cause| Error::NoServer { cause })?,
     };
-    if let Some(server) = server {
-        settings.cluster_url = server;
-    }
+    let address = match (&config.kubeconfig, server) {
+        (_, Some(server)) => {
+            settings.cluster_url = server;
+            Address::Own
+        }
+        (Some(_), None) => Address::Own,
+        (None, None) => pod_address(&settings.cluster_url, env::var("KUBERNETES_PORT").ok().as_deref()),
+    };
     if let Some(path) = &config.token_file {
         settings.auth_info.token = None;
         settings.auth_info.token_file = Some(readable("tokenFile", path)?);
@@ -54,13 +61,13 @@ pub(super) async fn settings(config: &KubeConfig) -> Result<Config, Error> {
         settings.root_cert_file = Some(path.clone());
     }
     settings.accept_invalid_certs |= config.insecure;
-    Ok(settings)
+    Ok((settings, address))
 }
 
 /// A client whose requests are seen by `contact`.
 pub(super) fn client(config: Config, contact: Arc<Contact>) -> Result<Client, Error> {
     let server = config.cluster_url.to_string();
-    let refused = |source| Error::Connection { server: server.clone(), source: Box::new(source) };
+    let refused = |cause| Error::Connection { server: server.clone(), cause: Box::new(cause) };
     let connector = config.rustls_https_connector_with_connector(tcp()).map_err(refused)?;
     let wire: legacy::Client<_, Body> = legacy::Client::builder(TokioExecutor::new()).build(connector);
     let stack = ServiceBuilder::new()
@@ -85,9 +92,20 @@ fn tcp() -> HttpConnector {
 }
 
 async fn from_kubeconfig(path: &Path) -> Result<Config, Error> {
-    let refused = |source| Error::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let refused = |cause| Error::Kubeconfig { path: path.to_owned(), cause: Box::new(cause) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(refused)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(refused)
+}
+
+/// What the address in `KUBERNETES_SERVICE_HOST` is. The kubelet writes Service default/kubernetes into that variable
+/// and into `KUBERNETES_PORT` (`tcp://10.96.0.1:443`); where only the latter still says so, the pod's owner has put
+/// the API server's own address in place of the former.
+fn pod_address(server: &Uri, kubernetes_port: Option<&str>) -> Address {
+    let service: Option<Uri> = kubernetes_port.and_then(|url| url.parse().ok());
+    match service.as_ref().and_then(Uri::host) {
+        Some(service) if server.host() != Some(service) => Address::Own,
+        _ => Address::Service,
+    }
 }
 
 fn server_url(text: &str) -> Result<Uri, Error> {
@@ -98,7 +116,7 @@ fn server_url(text: &str) -> Result<Uri, Error> {
 
 /// The path as text, if there is a file to be read.
 fn readable(field: &'static str, path: &Path) -> Result<String, Error> {
-    let refused = |reason: String| Error::File { field, path: path.to_owned(), reason };
+    let refused = |cause: String| Error::File { field, path: path.to_owned(), cause };
     fs::read(path).map_err(|error| refused(error.to_string()))?;
     path.to_str().map(str::to_owned).ok_or_else(|| refused("the path is not UTF-8".to_owned()))
 }
@@ -116,9 +134,44 @@ mod tests {
              clusters: [{name: k, cluster: {server: 'https://10.96.0.1'}}], users: [{name: u, user: {token: t}}]}",
         );
         let config = KubeConfig { kubeconfig: Some(path), ..KubeConfig::default() };
-        assert_eq!(settings(&config).await.unwrap().cluster_url, "https://10.96.0.1/");
+        assert_eq!(settings(&config).await.unwrap().0.cluster_url, "https://10.96.0.1/");
         let config = KubeConfig { server: Some("https://192.0.2.1:6443".to_owned()), ..config };
-        assert_eq!(settings(&config).await.unwrap().cluster_url, "https://192.0.2.1:6443/");
+        let (settings, address) = settings(&config).await.unwrap();
+        assert_eq!(
+            (settings.cluster_url, address),
+            (Uri::from_static("https://192.0.2.1:6443/"), Address::Own)
+        );
+    }
+
+    #[test]
+    fn s23_the_address_in_a_pods_environment_is_the_services_unless_it_was_replaced() {
+        let of = |server: &'static str, port| pod_address(&Uri::from_static(server), port);
+        assert_eq!(of("https://10.96.0.1", Some("tcp://10.96.0.1:443")), Address::Service);
+        assert_eq!(of("https://[fd00::1]:6443", Some("tcp://[fd00::1]:6443")), Address::Service);
+        assert_eq!(of("https://10.96.0.1", None), Address::Service);
+        assert_eq!(of("https://192.0.2.1:6443", Some("tcp://10.96.0.1:443")), Address::Own);
+    }
+
+    #[tokio::test]
+    async fn a_printed_chain_says_the_cause_once() {
+        let folder = crate::test_folder::TestFolder::new("chain");
+        let authorities = folder.write("ca.pem", "no certificate");
+        let config = KubeConfig {
+            server: Some("https://192.0.2.1".to_owned()),
+            ca_file: Some(authorities),
+            ..KubeConfig::default()
+        };
+        let (settings, address) = settings(&config).await.unwrap();
+        let contact = Arc::new(Contact::new(&settings.cluster_url, address));
+        let Err(connection) = client(settings, contact) else { panic!("took what is no certificate") };
+        let kubeconfig = from_kubeconfig(Path::new("/nowhere/config")).await.unwrap_err();
+        let no_server = Error::NoServer { cause: Config::incluster_env().unwrap_err() };
+        for error in [connection, kubeconfig, no_server] {
+            assert!(
+                std::error::Error::source(&error).is_none(),
+                "{error} would be followed by its cause again"
+            );
+        }
     }
 
     #[tokio::test]

@@ -21,10 +21,15 @@ use crate::{Event, Kind, Problem};
 /// take ten seconds for a large list.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What is wrong with an address that podway itself provides (contract S23), and what to do about it.
+const DEPENDENCE: &str = "this is the address of Service default/kubernetes, which does not work before podway does; \
+                          set source.kube.server to the API server's own address";
+
 /// The state of all requests to one server: three watches that fail for one reason are one problem.
 #[derive(Debug)]
 pub(super) struct Contact {
     server: Uri,
+    address: Address,
     state: Mutex<State>,
 }
 
@@ -34,16 +39,45 @@ struct State {
     outage: Outage,
 }
 
+/// What is known of the server's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Address {
+    /// As far as is known, the server's own.
+    Own,
+    /// That of Service default/kubernetes, as the kubelet tells every pod.
+    Service,
+}
+
+/// Why a list or watch has failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The server was reached and says so.
+    Refused(String),
+    /// There was no answer.
+    Unreached(String),
+}
+
 impl Contact {
-    pub(super) fn new(server: &Uri) -> Self {
-        Self { server: server.clone(), state: Mutex::default() }
+    pub(super) fn new(server: &Uri, address: Address) -> Self {
+        Self { server: server.clone(), address, state: Mutex::default() }
+    }
+
+    /// The problem to tell before anything is tried: it goes unnoticed while something else, such as the
+    /// kube-proxy that podway is to replace, provides the Service still.
+    pub(super) fn doubt(&self) -> Option<Problem> {
+        (self.address == Address::Service).then(|| self.problem(DEPENDENCE.to_owned()))
     }
 
     /// Notes that a list or watch has failed; the problem, if it is to be told.
-    pub(super) fn failed(&self, kind: Kind, reason: &str, now: Instant) -> Option<Problem> {
+    pub(super) fn failed(&self, kind: Kind, failure: &Failure, now: Instant) -> Option<Problem> {
         let mut state = self.state();
         state.failing.insert(kind);
-        let message = format!("{reason}; what is known stands, trying again");
+        let (Failure::Refused(reason) | Failure::Unreached(reason)) = failure;
+        let hint = match (failure, self.address) {
+            (Failure::Unreached(_), Address::Service) => format!("; {DEPENDENCE}"),
+            _ => String::new(),
+        };
+        let message = format!("{reason}{hint}; what is known stands, trying again");
         state.outage.failed(reason, now).then(|| self.problem(message))
     }
 
@@ -59,17 +93,14 @@ impl Contact {
         }
     }
 
-    /// The problem of a server that is reached through what podway itself provides (contract S23), which comes to
-    /// light when that Service is seen.
+    /// The problem of a server whose address turns out to be one that podway itself provides (contract S23): it
+    /// comes to light when that Service is seen, unless it was told at once.
     pub(super) fn dependence(&self, event: &Event) -> Option<Problem> {
         let Event::Service(name, Some(service)) = event else { return None };
         let host: IpAddr = self.server.host()?.trim_matches(['[', ']']).parse().ok()?;
         let is_own_service = *name == ObjectName::new("default", "kubernetes");
-        (is_own_service && service.cluster_ips.contains(&host)).then(|| {
-            let message = "this is the clusterIP of Service default/kubernetes, which podway provides itself; set \
-                           server (or KUBERNETES_SERVICE_HOST) to an address that works without it";
-            self.problem(message.to_owned())
-        })
+        let is_news = self.address == Address::Own && is_own_service && service.cluster_ips.contains(&host);
+        is_news.then(|| self.problem(DEPENDENCE.to_owned()))
     }
 
     fn problem(&self, message: String) -> Problem {
@@ -146,18 +177,22 @@ fn listed_kind(request: &Request<Body>) -> Option<Kind> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::decode::Decode;
 
     #[test]
     fn one_reason_for_three_kinds_is_told_once_with_the_url() {
-        let contact = Contact::new(&Uri::from_static("https://192.0.2.1:6443"));
+        let contact = Contact::new(&Uri::from_static("https://192.0.2.1:6443"), Address::Own);
+        let refused = Failure::Unreached("connection refused".to_owned());
         let now = Instant::now();
-        let problem = contact.failed(Kind::Service, "connection refused", now).unwrap();
+        let problem = contact.failed(Kind::Service, &refused, now).unwrap();
         assert_eq!(
             problem.to_string(),
             "API server https://192.0.2.1:6443: connection refused; what is known stands, trying again"
         );
-        assert_eq!(contact.failed(Kind::Node, "connection refused", now), None);
+        assert_eq!(contact.failed(Kind::Node, &refused, now), None);
         contact.answered(Kind::Service, now);
         assert_eq!(contact.state().failing, [Kind::Node].into(), "the outage goes on for Nodes");
         contact.answered(Kind::Node, now);
@@ -166,14 +201,26 @@ mod tests {
 
     #[test]
     fn s23_a_server_behind_its_own_service_is_a_problem() {
-        let text = "{apiVersion: v1, kind: Service, metadata: {name: kubernetes}, spec: {clusterIPs: ['fd00::1', \
-                    10.96.0.1]}}";
-        let [event] = &crate::read_manifests("s.yaml", text)[..] else { panic!("one event") };
+        let text =
+            json!({"metadata": {"name": "kubernetes"}, "spec": {"clusterIPs": ["fd00::1", "10.96.0.1"]}});
+        let service: crate::manifest::Service = serde_json::from_value(text).unwrap();
+        let event = service.decode().unwrap().event;
         for (server, told) in
             [("https://10.96.0.1", true), ("https://[fd00::1]:443", true), ("https://192.0.2.1", false)]
         {
-            let contact = Contact::new(&Uri::from_static(server));
-            assert_eq!(contact.dependence(event).is_some(), told, "{server}");
+            let contact = Contact::new(&Uri::from_static(server), Address::Own);
+            assert_eq!(contact.dependence(&event).is_some(), told, "{server}");
         }
+    }
+
+    #[test]
+    fn s23_a_service_address_that_cannot_be_reached_is_named_as_the_reason_and_what_to_do() {
+        let contact = Contact::new(&Uri::from_static("https://10.96.0.1"), Address::Service);
+        let now = Instant::now();
+        let told = |failure| contact.failed(Kind::Service, &failure, now).unwrap().message;
+        let silent = told(Failure::Unreached("no route to host".to_owned()));
+        assert_eq!(silent, format!("no route to host; {DEPENDENCE}; what is known stands, trying again"));
+        let refused = told(Failure::Refused("403 forbidden".to_owned()));
+        assert_eq!(refused, "403 forbidden; what is known stands, trying again", "it was reached");
     }
 }

@@ -13,11 +13,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::time;
 
-use super::contact::{Contact, root_cause};
+use super::contact::{Contact, Failure, root_cause};
 use super::fold::Fold;
 use crate::decode::Decode;
 use crate::manifest::{self, HEADLESS, SERVICE_PROXY_NAME};
-use crate::{Event, Kind};
+use crate::{Event, Kind, Nodes};
 
 /// An API server that restarts is back within seconds; one that stays away need not be asked more often than this,
 /// thousands of nodes do.
@@ -35,31 +35,37 @@ pub(super) trait Followed:
     Decode + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
 {
     const KIND: Kind;
-
-    /// What the server is asked for (contract S1).
-    fn selected() -> watcher::Config {
-        watcher::Config::default()
-    }
 }
 
 impl Followed for manifest::Service {
     const KIND: Kind = Kind::Service;
-
-    fn selected() -> watcher::Config {
-        watcher::Config::default().labels(&format!("!{SERVICE_PROXY_NAME}")).fields("spec.clusterIP!=None")
-    }
 }
 
 impl Followed for manifest::EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
-
-    fn selected() -> watcher::Config {
-        watcher::Config::default().labels(&format!("!{HEADLESS}"))
-    }
 }
 
 impl Followed for manifest::Node {
     const KIND: Kind = Kind::Node;
+}
+
+/// The Services that the server is asked for (contract S1).
+pub(super) fn services() -> watcher::Config {
+    watcher::Config::default().labels(&format!("!{SERVICE_PROXY_NAME}")).fields("spec.clusterIP!=None")
+}
+
+/// The EndpointSlices that the server is asked for (contract S1).
+pub(super) fn endpoint_slices() -> watcher::Config {
+    watcher::Config::default().labels(&format!("!{HEADLESS}"))
+}
+
+/// The Nodes that the server is asked for, if any (contract S1).
+pub(super) fn nodes(wanted: &Nodes) -> Option<watcher::Config> {
+    match wanted {
+        Nodes::All => Some(watcher::Config::default()),
+        Nodes::Only(name) => Some(watcher::Config::default().fields(&format!("metadata.name={name}"))),
+        Nodes::None => None,
+    }
 }
 
 /// The receiver is gone.
@@ -75,9 +81,10 @@ enum Listing {
     Cached,
 }
 
-/// Follows every object of a kind; ends only when nobody listens any more.
+/// Follows the selected objects of a kind; ends only when nobody listens any more.
 pub(super) async fn follow<K: Followed>(
     client: &Client,
+    selected: watcher::Config,
     contact: &Contact,
     events: &Sender<Event>,
 ) -> Result<(), Closed> {
@@ -85,8 +92,8 @@ pub(super) async fn follow<K: Followed>(
     let mut listing = Listing::Streamed;
     loop {
         let config = match listing {
-            Listing::Streamed => K::selected().streaming_lists(),
-            Listing::Cached => watcher::Config { page_size: None, ..K::selected().any_semantic() },
+            Listing::Streamed => selected.clone().streaming_lists(),
+            Listing::Cached => watcher::Config { page_size: None, ..selected.clone().any_semantic() },
         };
         listing = follower.watch(watcher(Api::<K>::all(client.clone()), config), listing).await?;
         tracing::debug!(kind = ?K::KIND, ?listing, "listing the other way");
@@ -123,7 +130,7 @@ impl Follower<'_> {
                 Ok(None) => return Ok(listing),
                 Err(_) => {
                     let reason = format!("a list has stood still for {} s", LIST_STALLED.as_secs());
-                    self.report::<K>(&reason).await?;
+                    self.report::<K>(&Failure::Unreached(reason)).await?;
                     return Ok(listing.other());
                 }
             }
@@ -142,15 +149,15 @@ impl Follower<'_> {
 
     async fn wait_after<K: Followed>(&mut self, error: &watcher::Error) -> Result<(), Closed> {
         tracing::debug!(kind = ?K::KIND, %error, "watch interrupted");
-        if let Some(reason) = reason(error) {
-            self.report::<K>(&reason).await?;
+        if let Some(failure) = failure(error) {
+            self.report::<K>(&failure).await?;
         }
         time::sleep(self.retry.failed(Instant::now())).await;
         Ok(())
     }
 
-    async fn report<K: Followed>(&mut self, reason: &str) -> Result<(), Closed> {
-        match self.contact.failed(K::KIND, reason, Instant::now()) {
+    async fn report<K: Followed>(&mut self, failure: &Failure) -> Result<(), Closed> {
+        match self.contact.failed(K::KIND, failure, Instant::now()) {
             Some(problem) => self.send(Event::Problem(problem)).await,
             None => Ok(()),
         }
@@ -198,7 +205,7 @@ fn is_unsupported(error: &watcher::Error) -> bool {
 
 /// Why there is nothing to be had from the server; none where it only means that the next request will tell: a
 /// connection that ended, or a version too old to go on from, after which the list is repeated.
-fn reason(error: &watcher::Error) -> Option<String> {
+fn failure(error: &watcher::Error) -> Option<Failure> {
     match error {
         watcher::Error::WatchFailed(kube::Error::ReadEvents(_) | kube::Error::HyperError(_)) => None,
         watcher::Error::WatchError(status) if status.code == 410 => None,
@@ -209,9 +216,11 @@ fn reason(error: &watcher::Error) -> Option<String> {
             None
         }
         watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(answer(status)),
-        watcher::Error::WatchError(status) => Some(answer(status)),
-        other => Some(root_cause(other)),
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+            Some(Failure::Refused(answer(status)))
+        }
+        watcher::Error::WatchError(status) => Some(Failure::Refused(answer(status))),
+        other => Some(Failure::Unreached(root_cause(other))),
     }
 }
 

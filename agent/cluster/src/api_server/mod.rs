@@ -11,12 +11,13 @@ mod tests;
 use std::sync::Arc;
 
 use kube::Client;
+use kube::runtime::watcher;
 use tokio::sync::mpsc::Sender;
 
 use self::contact::Contact;
-use self::follow::follow;
+use self::follow::{Closed, Followed, endpoint_slices, follow, nodes, services};
 pub use self::node_writer::NodeWriter;
-use crate::{Error, Event, KubeConfig, manifest};
+use crate::{Error, Event, KubeConfig, Wanted, manifest};
 
 /// A configured API server.
 pub(crate) struct ApiServer {
@@ -27,8 +28,8 @@ pub(crate) struct ApiServer {
 impl ApiServer {
     /// See [`crate::Source::open`].
     pub(crate) async fn open(config: &KubeConfig) -> Result<Self, Error> {
-        let config = connection::settings(config).await?;
-        let contact = Arc::new(Contact::new(&config.cluster_url));
+        let (config, address) = connection::settings(config).await?;
+        let contact = Arc::new(Contact::new(&config.cluster_url, address));
         let client = connection::client(config, contact.clone())?;
         Ok(Self { client, contact })
     }
@@ -37,19 +38,35 @@ impl ApiServer {
         NodeWriter::new(self.client.clone())
     }
 
-    /// Follows the three kinds until nobody listens any more.
-    pub(crate) async fn run(self, events: Sender<Event>) {
-        let Self { client, contact } = &self;
-        let kinds = async {
-            tokio::try_join!(
-                follow::<manifest::Service>(client, contact, &events),
-                follow::<manifest::EndpointSlice>(client, contact, &events),
-                follow::<manifest::Node>(client, contact, &events),
-            )
-        };
+    /// Follows what is wanted until nobody listens any more.
+    pub(crate) async fn run(self, wanted: &Wanted, events: Sender<Event>) {
         tokio::select! {
             () = events.closed() => {}
-            _ = kinds => {}
+            Err(Closed) = self.follow_wanted(wanted, &events) => {}
+        }
+    }
+
+    // One task, not one a kind: a panic in any of them is a panic of whoever runs this.
+    async fn follow_wanted(&self, wanted: &Wanted, events: &Sender<Event>) -> Result<(), Closed> {
+        if let Some(problem) = self.contact.doubt() {
+            events.send(Event::Problem(problem)).await.map_err(|_| Closed)?;
+        }
+        tokio::try_join!(
+            self.follow::<manifest::Service>(wanted.services.then(services), events),
+            self.follow::<manifest::EndpointSlice>(wanted.services.then(endpoint_slices), events),
+            self.follow::<manifest::Node>(nodes(&wanted.nodes), events),
+        )?;
+        Ok(())
+    }
+
+    async fn follow<K: Followed>(
+        &self,
+        selected: Option<watcher::Config>,
+        events: &Sender<Event>,
+    ) -> Result<(), Closed> {
+        match selected {
+            Some(selected) => follow::<K>(&self.client, selected, &self.contact, events).await,
+            None => Ok(()),
         }
     }
 }

@@ -7,12 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use podway_overlay::ANNOTATION_PREFIX;
 use serde_json::{Value, json};
 
 use super::contact::root_cause;
 use super::follow::answer;
-use crate::Error;
-use crate::manifest::{self, FLANNEL_PREFIX};
+use crate::{Error, manifest};
 
 /// Writes to Nodes, by one patch to `nodes/status` each: no further right is needed (contract N5).
 #[derive(Clone)]
@@ -30,7 +30,7 @@ impl NodeWriter {
     /// [`Error::Patch`].
     pub async fn annotate(&self, node: &str, annotations: &BTreeMap<String, String>) -> Result<(), Error> {
         let annotations: BTreeMap<String, &String> =
-            annotations.iter().map(|(key, value)| (format!("{FLANNEL_PREFIX}{key}"), value)).collect();
+            annotations.iter().map(|(key, value)| (format!("{ANNOTATION_PREFIX}{key}"), value)).collect();
         self.patch(node, json!({ "metadata": { "annotations": annotations } })).await
     }
 
@@ -59,9 +59,9 @@ impl NodeWriter {
 }
 
 fn failed(node: &str, error: &kube::Error) -> Error {
-    let (reason, code) = match error {
+    let (cause, code) = match error {
         kube::Error::Api(status) => (answer(status), Some(status.code)),
         other => (root_cause(other), None),
     };
-    Error::Patch { node: node.to_owned(), reason, code }
+    Error::Patch { node: node.to_owned(), cause, code }
 }

@@ -11,13 +11,13 @@ use http_body_util::channel::Channel;
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{self, Receiver};
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::timeout;
 use tower::BoxError;
 
-use super::contact::{Contact, Observed};
+use super::contact::{Address, Contact, Observed};
 use super::{ApiServer, NodeWriter};
-use crate::{Event, Kind, KubeConfig};
+use crate::{Event, Kind, KubeConfig, Nodes, Wanted};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -137,7 +137,7 @@ async fn nobody_at_the_address_is_said_with_the_url_and_the_reason() {
     let server = format!("http://127.0.0.1:{port}");
     let config = KubeConfig { server: Some(server.clone()), ..KubeConfig::default() };
     let (sender, events) = mpsc::channel(8);
-    tokio::spawn(ApiServer::open(&config).await.unwrap().run(sender));
+    tokio::spawn(run(ApiServer::open(&config).await.unwrap(), Wanted::everything(), sender));
     let problem = Source(events).next().await;
     let expected =
         format!("problem API server {server}: Connection refused (os error 111); what is known stands");
@@ -191,7 +191,7 @@ async fn n18_the_network_condition_is_set_to_false() {
     assert_eq!((&condition["type"], &condition["status"]), (&json!("NetworkUnavailable"), &json!("False")));
     assert_eq!(condition["lastTransitionTime"], "2024-05-01T00:00:01Z");
     let error = server.writer().network_available("n1", now).await.unwrap_err();
-    assert_eq!(error.to_string(), "Node n1: 404 nodes \"n1\" not found");
+    assert_eq!(error.to_string(), "patching Node n1: 404 nodes \"n1\" not found");
     assert!(error.is_final());
 }
 
@@ -200,9 +200,73 @@ async fn the_source_ends_when_nobody_listens() {
     let server = Script::synced_but_services();
     server.on(SERVICES, [watch(&[bookmark(5)])]);
     let (sender, events) = mpsc::channel(1);
-    let task = tokio::spawn(server.api_server().run(sender));
+    let task = tokio::spawn(run(server.api_server(), Wanted::everything(), sender));
     drop(events);
     timeout(SOON, task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn s1_only_what_is_wanted_is_asked_for() {
+    let server = Script::synced_but_services();
+    server.on(SERVICES, [watch(&[bookmark(5)])]);
+    let mut source = server.run_for(Wanted { services: true, nodes: Nodes::Only("n1".into()) });
+    source.until_synced().await;
+    assert!(server.asked(NODES)[0].contains("fieldSelector=metadata.name%3Dn1"), "{:?}", server.asked(NODES));
+    let server = Script::synced_but_services();
+    let mut source = server.run_for(Wanted { services: false, nodes: Nodes::All });
+    assert_eq!([source.next().await, source.next().await], ["Node n1", "Synced(Node)"]);
+    assert_eq!((server.asked(SERVICES), server.asked(SLICES)), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_source_of_nothing_waits_like_any_other() {
+    let server = Script::default();
+    let (sender, events) = mpsc::channel(1);
+    let nothing = Wanted { services: false, nodes: Nodes::None };
+    let mut task = tokio::spawn(run(server.api_server(), nothing, sender));
+    assert!(timeout(Duration::from_millis(100), &mut task).await.is_err(), "ended while somebody listens");
+    assert_eq!(server.requests().len(), 0);
+    drop(events);
+    timeout(SOON, task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn s23_the_services_own_address_is_told_at_the_start_and_with_every_failure_to_reach_it() {
+    let server = Script::default();
+    for kind in [SERVICES, SLICES, NODES] {
+        server.on(kind, [Answer::Cut, watch(&[bookmark(5)])]);
+    }
+    let contact = Arc::new(Contact::new(&Uri::from_static("http://192.0.2.1"), Address::Service));
+    let (sender, events) = mpsc::channel(8);
+    tokio::spawn(run(server.api_server_by(contact), Wanted::everything(), sender));
+    let told = Source(events).until_synced().await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].starts_with("problem API server http://192.0.2.1: this is the address of Service"),
+        "{told:?}"
+    );
+    assert!(
+        told[1].starts_with("problem API server http://192.0.2.1: cut off; this is the address"),
+        "{told:?}"
+    );
+    for problem in told {
+        assert!(problem.contains("set source.kube.server to the API server's own address"), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_within_comes_out_of_the_source() {
+    let server = Script::synced_but_services();
+    server.on(SERVICES, [watch(&[added("a", 1), bookmark(5), expired()]), Answer::Panics]);
+    let (sender, mut events) = mpsc::channel(64);
+    let task = tokio::spawn(run(server.api_server(), Wanted::everything(), sender));
+    let ended = timeout(SOON, task).await.expect("an end in time").unwrap_err();
+    assert!(ended.is_panic());
+    while events.recv().await.is_some() {}
+}
+
+async fn run(server: ApiServer, wanted: Wanted, events: Sender<Event>) {
+    server.run(&wanted, events).await;
 }
 
 const SERVICES: &str = "/api/v1/services";
@@ -220,6 +284,8 @@ enum Answer {
     Ends(String),
     /// Ends the connection instead of answering.
     Cut,
+    /// Is a bug of the client's.
+    Panics,
 }
 
 struct Seen {
@@ -252,7 +318,10 @@ impl Script {
     }
 
     fn api_server(&self) -> ApiServer {
-        let contact = Arc::new(Contact::new(&Uri::from_static("http://192.0.2.1")));
+        self.api_server_by(Arc::new(Contact::new(&Uri::from_static("http://192.0.2.1"), Address::Own)))
+    }
+
+    fn api_server_by(&self, contact: Arc<Contact>) -> ApiServer {
         let script = self.clone();
         let service = tower::service_fn(move |request| script.clone().answer(request));
         let client = Client::new(Observed::new(service, contact.clone()), "default");
@@ -260,8 +329,12 @@ impl Script {
     }
 
     fn run(&self) -> Source {
+        self.run_for(Wanted::everything())
+    }
+
+    fn run_for(&self, wanted: Wanted) -> Source {
         let (sender, events) = mpsc::channel(8);
-        tokio::spawn(self.api_server().run(sender));
+        tokio::spawn(run(self.api_server(), wanted, sender));
         Source(events)
     }
 
@@ -298,6 +371,7 @@ impl Script {
         let (status, text, stays) = match answer {
             None => future::pending().await,
             Some(Answer::Cut) => return Err("cut off".into()),
+            Some(Answer::Panics) => panic!("a bug"),
             Some(Answer::Json(status, json)) => (status, json.to_string(), false),
             Some(Answer::Stays(text)) => (200, text, true),
             Some(Answer::Ends(text)) => (200, text, false),

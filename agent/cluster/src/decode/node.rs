@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use podway_overlay::Node;
+use podway_overlay::{ANNOTATION_PREFIX, Node};
 
 use super::field::{self, Notes};
 use super::{Decode, Decoded, Key, Nameless, label, plain_name};
 use crate::Event;
-use crate::manifest::{self, FLANNEL_PREFIX, ZONE};
+use crate::manifest::{self, ZONE};
 
 impl Decode for manifest::Node {
     fn key(&self) -> Result<Key, Nameless> {
@@ -76,6 +76,6 @@ fn pod_cidrs(manifest: &manifest::Node, notes: &mut Notes<'_>) -> Vec<IpNet> {
 /// Annotations under flannel's prefix, without it (N5).
 fn flannel(manifest: &manifest::Node) -> BTreeMap<String, String> {
     let annotations = manifest.metadata.annotations.iter().flatten();
-    let ours = annotations.filter_map(|(key, value)| Some((key.strip_prefix(FLANNEL_PREFIX)?, value)));
+    let ours = annotations.filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATION_PREFIX)?, value)));
     ours.map(|(key, value)| (key.to_owned(), value.clone())).collect()
 }

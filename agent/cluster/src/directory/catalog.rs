@@ -29,6 +29,8 @@ pub(crate) struct Catalog {
 struct File {
     keys: BTreeSet<Key>,
     problems: BTreeSet<Problem>,
+    /// Whether every document could be read.
+    is_whole: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,12 +61,22 @@ impl Catalog {
             self.places.entry(decoded.key).or_default().insert(place, Arc::new(decoded.event));
         }
         self.news.extend(problems.difference(&file.problems).cloned());
-        self.files.insert(path.clone(), File { keys, problems });
+        self.files.insert(path.clone(), File { keys, problems, is_whole });
     }
 
     /// Notes that a file cannot be read as a whole; what it said stays.
     pub(crate) fn unreadable(&mut self, path: &Arc<Path>, problem: Problem) {
         self.load(path, Contents { objects: Vec::new(), broken: vec![problem] });
+    }
+
+    /// The files that were taken in, those that could not be read included.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Arc<Path>> {
+        self.files.keys()
+    }
+
+    /// Whether every document of every file could be read.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.files.values().all(|file| file.is_whole)
     }
 
     /// Notes that a file is gone.

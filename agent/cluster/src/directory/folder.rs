@@ -11,18 +11,36 @@ use std::time::{Duration, SystemTime};
 
 use super::catalog::Catalog;
 use super::document::{broken, read};
-use crate::{Event, Problem};
+use crate::{Event, Problem, Wanted};
 
 /// A file that nothing was heard of, because its folder cannot be watched or it is a link to somewhere else, is
 /// taken to be whole when it has not changed for this long.
-const SETTLED: Duration = Duration::from_secs(1);
+pub(crate) const SETTLED: Duration = Duration::from_secs(1);
 
 /// The folder, or the one file, and what was found there so far. Blocks: it reads files.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    seen: BTreeMap<Arc<Path>, Signature>,
+    wanted: Wanted,
+    seen: BTreeMap<Arc<Path>, Seen>,
     catalog: Catalog,
+}
+
+/// What a look has found.
+#[derive(Debug)]
+pub(crate) struct Findings {
+    /// What differs from before.
+    pub(crate) events: Vec<Event>,
+    /// Whether every file was read, to its end and without a broken document: nothing is there but what was told.
+    pub(crate) is_complete: bool,
+}
+
+/// A file as it was read.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    signature: Signature,
+    /// Whether it was heard that its writer was done.
+    was_finished: bool,
 }
 
 /// What has been heard of the files since the last look.
@@ -30,6 +48,8 @@ pub(crate) struct Folder {
 pub(crate) struct Hint {
     /// Names that have changed, whatever their times say.
     pub(crate) changed: BTreeSet<OsString>,
+    /// Of these, names whose writer is done: closed, or moved into place.
+    pub(crate) finished: BTreeSet<OsString>,
     /// Names that are being written at this moment: not to be read yet.
     pub(crate) busy: BTreeSet<OsString>,
     /// Whether it was heard at all that something changed. If not, a change may be half done.
@@ -47,26 +67,27 @@ struct Signature {
 }
 
 impl Folder {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, seen: BTreeMap::new(), catalog: Catalog::default() }
+    pub(crate) fn new(path: PathBuf, wanted: Wanted) -> Self {
+        Self { path, wanted, seen: BTreeMap::new(), catalog: Catalog::default() }
     }
 
-    /// Reads what has changed; returns what that changes.
+    /// Reads what has changed; returns what that changes in what is wanted.
     ///
     /// # Errors
     /// The folder cannot be listed, or the one file is not there. Nothing is forgotten then.
-    pub(crate) fn look(&mut self, hint: &Hint) -> io::Result<Vec<Event>> {
+    pub(crate) fn look(&mut self, hint: &Hint) -> io::Result<Findings> {
         let present = self.present()?;
         let gone: Vec<Arc<Path>> =
-            self.seen.keys().filter(|path| !present.contains(*path)).cloned().collect();
+            self.catalog.paths().filter(|path| !present.contains(*path)).cloned().collect();
         for path in gone {
             self.seen.remove(&path);
             self.catalog.remove(&path);
         }
+        let mut all_read = true;
         for path in present {
-            self.look_at(&path, hint);
+            all_read &= self.look_at(&path, hint);
         }
-        Ok(self.catalog.settle())
+        Ok(Findings { events: self.catalog.settle(), is_complete: all_read && self.catalog.is_whole() })
     }
 
     /// The manifests that are there now, links that lead nowhere included.
@@ -85,36 +106,47 @@ impl Folder {
         Ok(present)
     }
 
-    fn look_at(&mut self, path: &Arc<Path>, hint: &Hint) {
+    /// Reads a file if need be; whether what it says now is known to its end.
+    fn look_at(&mut self, path: &Arc<Path>, hint: &Hint) -> bool {
         let name = path.file_name().unwrap_or_default();
         if hint.busy.contains(name) {
-            return;
+            return false;
         }
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             Err(error) => return self.unreadable(path, &error),
         };
         let signature = Signature::of(&metadata);
-        let is_known = self.seen.get(path) == Some(&signature) && !hint.changed.contains(name);
-        let is_half_done = !hint.heard && self.seen.contains_key(path) && !is_settled(&metadata);
-        if is_known || is_half_done {
-            return;
+        let is_settled = is_settled(&metadata);
+        if let Some(seen) = self.seen.get(path) {
+            if seen.signature == signature && !hint.changed.contains(name) {
+                return is_settled || seen.was_finished;
+            }
+            if !hint.heard && !is_settled {
+                return false;
+            }
         }
         match fs::read(path) {
             Err(error) => self.unreadable(path, &error),
             Ok(bytes) if fs::metadata(path).is_ok_and(|now| Signature::of(&now) == signature) => {
-                self.seen.insert(path.clone(), signature);
-                self.load(path, bytes)
+                let was_finished = hint.finished.contains(name);
+                self.seen.insert(path.clone(), Seen { signature, was_finished });
+                self.load(path, bytes);
+                is_settled || was_finished
             }
             // Changed while it was read: whoever changes it makes itself heard, or the next look finds it settled.
-            Ok(_) => {}
+            Ok(_) => false,
         }
     }
 
     fn load(&mut self, path: &Arc<Path>, bytes: Vec<u8>) {
         let file = path.display().to_string();
         match String::from_utf8(bytes) {
-            Ok(text) => self.catalog.load(path, read(&file, &text)),
+            Ok(text) => {
+                let mut contents = read(&file, &text);
+                contents.objects.retain(|(_, decoded)| self.wanted.includes(&decoded.key));
+                self.catalog.load(path, contents);
+            }
             Err(error) => {
                 let (valid, _) = error.as_bytes().split_at(error.utf8_error().valid_up_to());
                 let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
@@ -123,10 +155,11 @@ impl Folder {
         }
     }
 
-    /// A file that is gone since the folder was listed is the next look's matter; anything else is told.
-    fn unreadable(&mut self, path: &Arc<Path>, error: &io::Error) {
+    /// A file that is gone since the folder was listed is the next look's matter; anything else is told. False, as
+    /// what it says is not known.
+    fn unreadable(&mut self, path: &Arc<Path>, error: &io::Error) -> bool {
         if fs::symlink_metadata(path).is_err() {
-            return;
+            return false;
         }
         let problem = Problem {
             subject: path.display().to_string(),
@@ -134,6 +167,8 @@ impl Folder {
             message: format!("{error}; what the file said before stands until it can be read"),
         };
         self.catalog.unreadable(path, problem);
+        self.seen.remove(path);
+        false
     }
 }
 

@@ -21,36 +21,23 @@ use futures::future;
 use tokio::sync::mpsc::Sender;
 use tokio::time;
 
-use self::document::read;
-use self::folder::{Folder, Hint};
+use self::folder::{Findings, Folder, Hint, SETTLED};
 use self::watch::Watch;
 use crate::outage::Outage;
-use crate::{DirectoryConfig, Event, Kind, Problem};
+use crate::{DirectoryConfig, Event, Problem, Wanted};
 
 /// How long a missing folder waits for the next try, and a change that inotify cannot see (on a network file
 /// system, or behind a link) for being seen. A look without changes costs one `stat` a file.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Reads manifests from a text: the events of its objects, then of its problems. `file` is only the name in what is
-/// reported.
-pub fn read_manifests(file: &str, text: &str) -> Vec<Event> {
-    let contents = read(file, text);
-    let mut problems = contents.broken;
-    let mut events = Vec::new();
-    for (_, decoded) in contents.objects {
-        events.push(decoded.event);
-        problems.extend(decoded.problems);
-    }
-    events.into_iter().chain(problems.into_iter().map(Event::Problem)).collect()
-}
-
-/// Follows the folder until nobody listens any more.
-pub(crate) async fn run(config: DirectoryConfig, events: Sender<Event>) {
+/// Follows what is wanted of the folder until nobody listens any more.
+pub(crate) async fn run(config: DirectoryConfig, wanted: Wanted, events: Sender<Event>) {
     let follower = Follower {
         config,
+        wanted,
         events: events.clone(),
         watch: None,
-        is_synced: false,
+        listed: Listed::Nothing,
         missing: Outage::default(),
         unwatched: Outage::default(),
     };
@@ -62,13 +49,22 @@ pub(crate) async fn run(config: DirectoryConfig, events: Sender<Event>) {
 
 struct Follower {
     config: DirectoryConfig,
+    wanted: Wanted,
     events: Sender<Event>,
     watch: Option<Watch>,
-    is_synced: bool,
+    listed: Listed,
     /// The folder cannot be read.
     missing: Outage,
     /// The folder cannot be watched.
     unwatched: Outage,
+}
+
+/// How much of the first list has been told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    Nothing,
+    Part,
+    All,
 }
 
 /// The receiver is gone.
@@ -76,15 +72,14 @@ struct Closed;
 
 impl Follower {
     async fn follow(mut self) -> Result<(), Closed> {
-        let mut folder = Folder::new(self.config.path.clone());
+        let mut folder = Folder::new(self.config.path.clone(), self.wanted.clone());
         loop {
             let hint = self.watch_again().await?;
-            let looked = tokio::task::spawn_blocking(move || {
+            let (kept, found) = off_the_loop(move || {
                 let found = folder.look(&hint);
                 (folder, found)
-            });
-            // The look does not panic and is not aborted; were it, there is nothing left to follow.
-            let Ok((kept, found)) = looked.await else { return Err(Closed) };
+            })
+            .await?;
             folder = kept;
             match found {
                 Ok(found) => self.tell(found).await?,
@@ -118,19 +113,22 @@ impl Follower {
         Ok(Hint { heard: self.watch.is_some(), ..Hint::default() })
     }
 
-    async fn tell(&mut self, found: Vec<Event>) -> Result<(), Closed> {
+    async fn tell(&mut self, found: Findings) -> Result<(), Closed> {
         if let Some(lasted) = self.missing.over(Instant::now()) {
             let path = self.config.path.display();
             tracing::info!(%path, seconds = lasted.as_secs(), "readable again");
         }
-        for event in found {
+        for event in found.events {
             self.send(event).await?;
         }
-        if !self.is_synced {
-            self.is_synced = true;
-            for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-                self.send(Event::Synced(kind)).await?;
-            }
+        let (listed, said): (_, fn(_) -> _) = match (self.listed, found.is_complete) {
+            (Listed::Nothing | Listed::Part, true) => (Listed::All, Event::Synced),
+            (Listed::Nothing, false) => (Listed::Part, Event::Partial),
+            (Listed::Part, false) | (Listed::All, _) => return Ok(()),
+        };
+        self.listed = listed;
+        for kind in self.wanted.kinds() {
+            self.send(said(kind)).await?;
         }
         Ok(())
     }
@@ -149,7 +147,9 @@ impl Follower {
                 None => future::pending().await,
             }
         };
-        if let Ok(Err(error)) = time::timeout(LOOK_AGAIN, changed).await {
+        // What is incomplete only because it is so new is complete by then.
+        let longest = if self.listed == Listed::Part { SETTLED } else { LOOK_AGAIN };
+        if let Ok(Err(error)) = time::timeout(longest, changed).await {
             tracing::debug!(%error, "the watch has ended");
             self.watch = None;
         }
@@ -160,12 +160,22 @@ impl Follower {
     }
 }
 
+/// Runs what blocks; its panic is the caller's.
+async fn off_the_loop<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Closed> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime shuts down, and whoever listens with it.
+        Err(_) => Err(Closed),
+    }
+}
+
 fn missing(path: &Path, error: &io::Error) -> Problem {
     let seconds = LOOK_AGAIN.as_secs();
     Problem {
         subject: path.display().to_string(),
         field: String::new(),
-        message: format!("{error}; what was read before stands, looked for again every {seconds} s"),
+        message: format!("{error}; what was read before stands, looked for again within {seconds} s"),
     }
 }
 

@@ -10,9 +10,9 @@ use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::run;
+use super::{off_the_loop, run};
 use crate::test_folder::TestFolder;
-use crate::{DirectoryConfig, Event};
+use crate::{DirectoryConfig, Event, Nodes, Wanted};
 
 /// Longer than every wait of the source's own.
 const SOON: Duration = Duration::from_secs(10);
@@ -161,6 +161,102 @@ async fn the_source_ends_when_nobody_listens() {
     timeout(SOON, task).await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn a_broken_document_at_the_start_withholds_that_the_list_is_complete() {
+    let folder = TestFolder::new("partial");
+    let path = folder.write("a.yaml", &format!("{}---\nkind: [\n", service("a", 1)));
+    folder.write("b.yaml", &service("b", 1));
+    folder.age("a.yaml");
+    folder.age("b.yaml");
+    let mut source = Source::follow(folder.path());
+    let told = source.until("Partial(Node)").await;
+    assert!(told[0].starts_with(&format!("problem {}:", path.display())), "{told:?}");
+    let good = ["default/a 1", "default/b 1", "Partial(Service)", "Partial(EndpointSlice)", "Partial(Node)"];
+    assert_eq!(told[1..], good);
+    folder.write("b.yaml", &service("b", 2));
+    assert_eq!(source.next().await, "default/b 2");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    source.quiet().await;
+    folder.write("a.yaml", &service("a", 1));
+    assert_eq!(source.until("synced Node").await, ["synced Service", "synced EndpointSlice", "synced Node"]);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_at_the_start_withholds_it_too_until_it_can_or_is_gone() {
+    let folder = TestFolder::new("unread");
+    symlink("/nowhere/a.yaml", folder.path().join("a.yaml")).unwrap();
+    let mut source = Source::follow(folder.path());
+    let told = source.until("Partial(Node)").await;
+    assert!(told[0].contains("No such file"), "{told:?}");
+    source.quiet().await;
+    fs::remove_file(folder.path().join("a.yaml")).unwrap();
+    assert_eq!(source.until("synced Node").await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_file_that_comes_back_as_it_was_counts_again() {
+    let (folder, elsewhere) = (TestFolder::new("back"), TestFolder::new("volume"));
+    let (volume, away) = (elsewhere.path().join("volume"), elsewhere.path().join("away"));
+    fs::create_dir(&volume).unwrap();
+    elsewhere.write("volume/a.yaml", &service("a", 1));
+    symlink(volume.join("a.yaml"), folder.path().join("a.yaml")).unwrap();
+    folder.write("b.yaml", "kind: [\n");
+    let mut source = Source::follow(folder.path());
+    source.until("Partial(Node)").await;
+    fs::rename(&volume, &away).unwrap();
+    assert!(source.next().await.contains("No such file"));
+    fs::rename(&away, &volume).unwrap();
+    folder.write("b.yaml", &service("b", 1));
+    assert_eq!(source.until("synced Node").await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_at_the_start_is_not_taken_for_whole() {
+    let folder = TestFolder::new("writing");
+    let mut file = File::create(folder.path().join("a.yaml")).unwrap();
+    file.write_all(service("a", 1).as_bytes()).unwrap();
+    let mut source = Source::follow(folder.path());
+    let told = source.until("Partial(Node)").await;
+    assert_eq!(told[0], "default/a 1");
+    file.write_all(format!("---\n{}", service("b", 1)).as_bytes()).unwrap();
+    drop(file);
+    let told = source.until("synced Node").await;
+    assert_eq!(told, ["default/b 1", "synced Service", "synced EndpointSlice", "synced Node"]);
+}
+
+#[tokio::test]
+async fn old_files_are_a_complete_list_at_once() {
+    let folder = TestFolder::new("old");
+    folder.write("a.yaml", &service("a", 1));
+    folder.age("a.yaml");
+    let mut source = Source::follow(folder.path());
+    let told = source.until("synced Node").await;
+    assert_eq!(told, ["default/a 1", "synced Service", "synced EndpointSlice", "synced Node"]);
+}
+
+#[tokio::test]
+async fn s1_only_what_is_wanted_is_told() {
+    let folder = TestFolder::new("wanted");
+    let node = |name: &str| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
+    folder.write("a.yaml", &format!("{}---\n{}---\n{}", service("a", 1), node("n1"), node("n2")));
+    folder.age("a.yaml");
+    let told = |services, nodes, last| {
+        let mut source = Source::follow_for(folder.path(), Wanted { services, nodes });
+        async move { source.until(last).await }
+    };
+    assert_eq!(told(false, Nodes::All, "synced Node").await, ["Node n1", "Node n2", "synced Node"]);
+    let services = ["default/a 1", "synced Service", "synced EndpointSlice"];
+    assert_eq!(told(true, Nodes::None, "synced EndpointSlice").await, services);
+    let own = told(true, Nodes::Only("n2".into()), "synced Node").await;
+    assert_eq!(own, ["default/a 1", "Node n2", "synced Service", "synced EndpointSlice", "synced Node"]);
+}
+
+#[tokio::test]
+async fn a_panic_of_a_look_comes_out_of_the_source() {
+    let task = tokio::spawn(async { off_the_loop(|| -> () { panic!("a bug") }).await.is_ok() });
+    assert!(task.await.unwrap_err().is_panic());
+}
+
 fn service(name: &str, port: u16) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: \
@@ -175,8 +271,12 @@ struct Source {
 
 impl Source {
     fn follow(path: &Path) -> Self {
+        Self::follow_for(path, Wanted::everything())
+    }
+
+    fn follow_for(path: &Path, wanted: Wanted) -> Self {
         let (sender, events) = mpsc::channel(8);
-        let task = tokio::spawn(run(DirectoryConfig { path: path.to_owned() }, sender));
+        let task = tokio::spawn(run(DirectoryConfig { path: path.to_owned() }, wanted, sender));
         Self { events, task }
     }
 
@@ -186,16 +286,25 @@ impl Source {
         shown(&event)
     }
 
-    /// The events up to the last kind that is synced.
+    /// The events up to the last kind that is synced, but not that there was a part before, which new files make.
     async fn first_list(&mut self) -> Vec<String> {
         let mut list = Vec::new();
         loop {
             match self.next().await {
                 event if event == "synced Node" => return list,
-                event if event.starts_with("synced") => {}
+                event if event.starts_with("synced") || event.starts_with("Partial") => {}
                 event => list.push(event),
             }
         }
+    }
+
+    /// The events up to this.
+    async fn until(&mut self, last: &str) -> Vec<String> {
+        let mut told = Vec::new();
+        while told.last().is_none_or(|event| event != last) {
+            told.push(self.next().await);
+        }
+        told
     }
 
     async fn quiet(&mut self) {

@@ -83,7 +83,10 @@ impl Watch {
         let (abandoned, busy): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.writing).into_iter().partition(|(_, at)| at.elapsed() > ABANDONED);
         let mut hint = std::mem::take(&mut self.hint);
-        hint.changed.extend(abandoned.into_iter().map(|(name, _)| name));
+        for (name, _) in abandoned {
+            hint.changed.insert(name.clone());
+            hint.finished.insert(name);
+        }
         hint.busy = busy.iter().map(|(name, _)| name.clone()).collect();
         self.writing = busy.into_iter().collect();
         hint
@@ -115,6 +118,7 @@ impl Watch {
             EventMask::CLOSE_WRITE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO;
         if event.mask.intersects(is_done) {
             self.writing.remove(&name);
+            self.hint.finished.insert(name.clone());
         }
         self.hint.changed.insert(name);
         self.hint.heard = true;
