@@ -5,10 +5,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
+/// What a library would say again, at every attempt and in its own words. A filter that names it takes precedence.
+const SAID_BY_US: &str = "kube_runtime::watcher=off";
+
 /// Starts logging; lines go to standard error, coloured on a terminal.
 pub(crate) fn start(config: &LogConfig) -> Result<()> {
-    let filter =
-        EnvFilter::try_new(&config.level).with_context(|| format!("log.level: {:?}", config.level))?;
+    let level = &config.level;
+    let filter = EnvFilter::try_new(format!("{SAID_BY_US},{level}"))
+        .with_context(|| format!("log.level: {level:?}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.format {
         LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -1,3 +1,56 @@
-//! The bench behind `cargo xtask bench`.
+//! The benchmarks behind `cargo xtask bench`: each measures podway in network namespaces of its own, and prints a
+//! table.
 
-fn main() {}
+mod clusters;
+mod machine;
+mod memory;
+mod progress;
+mod sizes;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Measures podway, alone or beside kube-proxy and flannel.
+///
+/// Every benchmark raises network namespaces of its own, removes them at its end and on Ctrl-C, and leaves the
+/// machine's own network alone. Needs root.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask bench", max_term_width = 100, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Option<Bench>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// How large podway is: the binary, and the daemon's memory at rest.
+    ///
+    /// Runs the daemon with an empty cluster, a small one and one of 1,000 Services, read from a folder. Where the
+    /// reference components have been built (`cargo xtask reference`), the large one also comes from a real
+    /// kube-apiserver, with the real kube-proxy and flanneld beside podway. About a minute.
+    Sizes {
+        /// Also write the table to docs/benchmarks/sizes.md.
+        #[arg(long)]
+        save: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    match arguments.bench {
+        Some(Bench::Sizes { save }) => sizes::run(save),
+        None => Ok(Arguments::command().print_long_help()?),
+    }
+}
