@@ -59,8 +59,8 @@ mod settings;
 mod subnet_env;
 mod units;
 
-pub use fake::{FakeKernel, Refusal};
 pub use annotations::ANNOTATION_PREFIX;
+pub use fake::{FakeKernel, Refusal};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
