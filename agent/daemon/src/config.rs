@@ -55,11 +55,12 @@ pub(crate) struct NetworkConfig {
     /// A file or folder of Nodes in place of the source's; empty = the source's.
     pub nodes: PathBuf,
     /// The ranges that hold all pods of the cluster, at most one a family; a pod is whoever has an address in them.
+    #[serde(deserialize_with = "one_or_more")]
     pub pod_networks: Vec<IpNet>,
     /// The interface that other nodes are reached by; empty = the one with the Node's address, else that of the
     /// default route.
     pub interface: String,
-    /// The VXLAN network identifier, 1 to 16777215.
+    /// The VXLAN network identifier, 1 to 16777215; a link's name has it, which leaves 9999 with IPv6 pods.
     pub vni: u32,
     /// The VXLAN UDP port.
     pub port: u16,
@@ -228,6 +229,21 @@ impl Config {
     }
 }
 
+/// A list, or what would be its only entry.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Array(entries) => entries
+            .into_iter()
+            .enumerate()
+            .map(|(at, entry)| {
+                serde_json::from_value(entry)
+                    .map_err(|error| serde::de::Error::custom(format!("entry {at}: {error}")))
+            })
+            .collect(),
+        entry => Ok(vec![serde_json::from_value(entry).map_err(serde::de::Error::custom)?]),
+    }
+}
+
 /// Trimmed and lower-cased as kubelet does (contract S40).
 fn node_name(configured: &str) -> Result<String> {
     let name = match configured.trim() {
@@ -268,7 +284,7 @@ mod tests {
             ("network: {port: many}", "network.port"),
             ("network: {vni: 0}", "network.vni"),
             ("network: {mtu: 500}", "network.mtu"),
-            ("network: {podNetworks: [10.0.0.0/40]}", "network.podNetworks[0]"),
+            ("network: {podNetworks: [10.0.0.0/40]}", "network.podNetworks: entry 0"),
             ("network: {podNetworks: []}", "network.podNetworks"),
             ("network: {podNetworks: [10.0.0.0/16, 10.1.0.0/16]}", "network.podNetworks"),
             ("dataplane: magic", "dataplane"),
@@ -287,9 +303,11 @@ mod tests {
             Override::from_variable("PODWAY_SOURCE_DIRECTORY_PATH", "/manifests").unwrap().unwrap(),
             Override::from_flag("network.vni=10").unwrap(),
             Override::from_flag("nodeName=7").unwrap(),
+            Override::from_flag("network.podNetworks=10.0.0.0/8").unwrap(),
         ];
         let config = Config::load(None, &changes).unwrap();
         assert_eq!((config.network.vni, config.node_name.as_str()), (10, "7"));
+        assert_eq!(config.network.pod_networks, ["10.0.0.0/8".parse().unwrap()]);
         assert!(matches!(config.source, SourceConfig::Directory(_)));
     }
 

@@ -254,7 +254,7 @@ impl NetworkHalf {
             }
             Err(error) => {
                 let wait = self.tell_retry.failed();
-                warn!(again_in = ?wait, "other nodes do not learn of this one: {error:#}");
+                warn!(again_in = ?wait, "other nodes do not learn of this one: {}", message::of(&error));
                 self.tell_again = Some(Instant::now() + wait);
             }
         }
