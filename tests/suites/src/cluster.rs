@@ -7,8 +7,10 @@ use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
-use podway_testkit::{Command, ControlPlane, Folder, Lab, Node, Pod, Process, binary, manifests, within};
+use anyhow::{Result, anyhow, bail};
+use podway_testkit::{
+    Command, ControlPlane, Folder, Host, Lab, Node, Pod, Process, binary, manifests, within,
+};
 
 use crate::traffic::SOON;
 
@@ -83,6 +85,10 @@ impl<'lab> Cluster<'lab> {
     /// Raises `node-NUMBER`, which the cluster does not know of yet.
     pub fn unpublished_member(&self, number: u8) -> Result<Member> {
         let node = self.lab.node(&format!("node-{number}"))?;
+        await_carrier(&node)?;
+        // Refusals are counted here, and the kernel would tell a host of six in a second.
+        node.sysctl("net.ipv4.icmp_ratelimit", "0")?;
+        node.sysctl("net.ipv6.icmp.ratelimit", "0")?;
         let source = match &self.store {
             Store::Directory(folder) => ["--directory".to_owned(), folder.path().display().to_string()],
             Store::Kube(plane) => ["--kubeconfig".to_owned(), plane.kubeconfig().display().to_string()],
@@ -143,7 +149,11 @@ impl Member {
     pub fn pod(&self, name: &str) -> Result<Pod> {
         let (number, last) = (self.number, self.next_pod.get());
         self.next_pod.set(last + 1);
-        self.node.pod(name, [format!("10.77.{number}.{last}"), format!("fd77:0:0:{number}::{last}")])
+        let addresses = [format!("10.77.{number}.{last}"), format!("fd77:0:0:{number}::{last}")];
+        let pod = self.node.pod(name, addresses)?;
+        await_carrier(&pod)?;
+        await_carrier(self)?;
+        Ok(pod)
     }
 
     /// Adds a pod with a server of the same name on port 8080, TCP and UDP.
@@ -224,6 +234,14 @@ impl Deref for Member {
     fn deref(&self) -> &Node {
         &self.node
     }
+}
+
+/// Waits until every device that is up can send: a busy kernel may take a second, and drops what is sent until then.
+pub(crate) fn await_carrier(host: &Host) -> Result<()> {
+    within(SOON, &format!("a carrier for every device of {}", host.name()), || {
+        let devices = host.command("ip").args(["-brief", "link", "show", "up"]).run()?;
+        if devices.contains("DOWN") { Err(anyhow!(devices)) } else { Ok(()) }
+    })
 }
 
 /// Waits until both halves of a podway have said that the kernel is as planned.

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow};
-use podway_testkit::{Node, eventually, within};
+use podway_testkit::{Node, eventually};
 
+use crate::cluster::await_carrier;
 use crate::traffic::SOON;
 
 /// Rules, devices, addresses, routes, neighbours and FDB entries of a node, without what traffic and time change.
@@ -24,7 +25,6 @@ pub struct Strangers {
 
 impl KernelState {
     const LISTS: [&'static [&'static str]; 9] = [
-        // First: what comes with a carrier is then in the other lists.
         &["ip", "-brief", "link"],
         &["nft", "--stateless", "list", "ruleset"],
         &["ip", "-4", "route", "show", "table", "all"],
@@ -36,16 +36,9 @@ impl KernelState {
         &["bridge", "fdb", "show"],
     ];
 
-    /// Reads all of it, once every device has its carrier: until then, routes and addresses come by themselves.
+    /// Reads all of it, once every device has its carrier: with it, routes and addresses come by themselves.
     pub fn read(node: &Node) -> Result<Self> {
-        within(SOON, &format!("a carrier for every device of {}", node.name()), || {
-            let state = Self::read_now(node)?;
-            let without_carrier = ["DOWN", "linkdown"].iter().find(|word| state.mentions(word));
-            if without_carrier.is_none() { Ok(state) } else { Err(anyhow!("{state:#?}")) }
-        })
-    }
-
-    fn read_now(node: &Node) -> Result<Self> {
+        await_carrier(node)?;
         let mut lines = Vec::new();
         for list in Self::LISTS {
             let printed = node.command(list[0]).args(&list[1..]).run()?;

@@ -18,7 +18,7 @@ pub use kernel::{KernelState, Strangers, await_no_trace_of};
 pub use load::Load;
 pub use shop::Shop;
 pub use traffic::{
-    AT_ONCE, SOON, Way, await_answers, await_answers_by, await_refusal, await_refusal_at_once, await_silence,
+    SOON, Way, await_answers, await_answers_by, await_refusal, await_refusal_at_once, await_silence,
     new_connections_reach_only,
 };
 pub use web::{WEB, WEB_PORT, web_answers, web_behind, web_service};

@@ -19,7 +19,7 @@ const CELLS: usize = 80;
 /// Between two requests; also the precision of the times shown.
 const EVERY: Duration = Duration::from_millis(2);
 /// Below the second after which TCP tries again by itself: what fails is to be seen as failed.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(900);
 /// Without an answer from one of three pods, so many say that it is not chosen any more; enough of each to be seen.
 const PROOF: usize = 300;
 /// What an edit may take at most; typical are ten milliseconds.
@@ -48,7 +48,9 @@ pub(crate) fn show_endpoint(stage: &mut Stage<'_>, screen: &Screen) -> Result<()
     let record = traffic.stop()?;
     let cell = |moment| cell(&record, moment);
     show_timeline(screen, &record, &[(cell(left), "web-2 taken out"), (cell(returned), "web-2 put back")]);
-    require(record.answers.all_answered(), || record.answers.to_string())?;
+    require(record.answers.all_answered(), || {
+        format!("{}; the first: {:?}", record.answers, record.answers.failures().next())
+    })?;
     let gone_after = record.last_after(left.min(returned), |answer| {
         is_by(answer, "web-2") && answer.at < record.clock.at(returned)
     });

@@ -1,9 +1,11 @@
 //! The pod network: what podway made on each node, and packets on their way between two.
 
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use podway_testkit::{Node, Pod, Probe};
+use podway_testkit::{Node, Pod, Probe, within};
 use serde_json::Value;
 
 use crate::node_state::json;
@@ -109,7 +111,7 @@ fn crossing(stage: &Stage<'_>, pod: &Pod, address: IpAddr, source: IpAddr) -> Re
     let endpoints = stage.shop.endpoints()?;
     let endpoint = endpoints.iter().find(|endpoint| endpoint.address.ip() == address);
     let to = endpoint.with_context(|| format!("{address} is no endpoint"))?.address;
-    let before = stage.lab.vxlan_packets()?;
+    let before = silence(stage)?;
     let answers = stage.shopper().send(Probe::tcp(to).count(REQUESTS))?;
     let crossed = stage.lab.vxlan_packets()? - before;
     require(answers.all_answered(), || format!("{to}: {answers}"))?;
@@ -121,6 +123,17 @@ fn crossing(stage: &Stage<'_>, pod: &Pod, address: IpAddr, source: IpAddr) -> Re
     let is_right = if is_remote { crossed >= u64::from(REQUESTS) * 6 } else { crossed == 0 };
     require(is_right, || format!("{crossed} VXLAN packets crossed during {REQUESTS} requests to {to}"))?;
     Ok(crossed)
+}
+
+/// Waits until nothing of earlier connections is under way any more; returns the VXLAN packets so far.
+fn silence(stage: &Stage<'_>) -> Result<u64> {
+    within(Duration::from_secs(10), "no VXLAN packets", || {
+        let before = stage.lab.vxlan_packets()?;
+        thread::sleep(Duration::from_millis(50));
+        let after = stage.lab.vxlan_packets()?;
+        require(before == after, || format!("{} packets in 50 ms", after - before))?;
+        Ok::<_, anyhow::Error>(after)
+    })
 }
 
 fn is_over(device: &Value, underlay: IpAddr) -> bool {
