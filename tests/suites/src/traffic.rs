@@ -85,16 +85,17 @@ pub fn await_refusal(client: &Host, way: Way) -> Answers {
     })
 }
 
-/// Waits until `client` is refused, and from then on without having to wait.
+/// Waits until `client` is refused every time, without having to wait for it.
 #[track_caller]
 pub fn await_refusal_at_once(client: &Host, way: Way) {
-    await_refusal(client, way);
-    let answers = client.send(way.probe().count(3)).unwrap_or_else(|error| panic!("{error:#}"));
-    let refused = failed_by(&answers, way, &Failure::Refused);
-    // The fastest: a loaded machine may hold up any one, an ICMP error would come late for all.
-    let fastest = answers.iter().map(|answer| Duration::from_micros(answer.micros)).min();
-    let at_once = fastest.is_some_and(|fastest| fastest < AT_ONCE);
-    assert!(refused && at_once, "{} at {way}: {answers}, fastest {fastest:?}", client.name());
+    eventually(SOON, &format!("{} is refused at once at {way}", client.name()), || {
+        let answers = client.send(way.probe().count(3)).map_err(|error| format!("{error:#}"))?;
+        // The fastest: a loaded machine may hold up any one, an ICMP error would come late for all.
+        let fastest = answers.iter().map(|answer| Duration::from_micros(answer.micros)).min();
+        let at_once = fastest.is_some_and(|fastest| fastest < AT_ONCE);
+        let refused = failed_by(&answers, way, &Failure::Refused);
+        if refused && at_once { Ok(()) } else { Err(format!("{answers}, fastest after {fastest:?}")) }
+    });
 }
 
 /// Waits until a call by `client` is neither answered nor refused.

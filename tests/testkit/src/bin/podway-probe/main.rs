@@ -80,7 +80,7 @@ enum Command {
 struct To {
     /// What to send.
     transport: TransportName,
-    /// Where to, as 10.96.0.10:80 or [fd00::10]:80.
+    /// Where to, as `10.96.0.10:80` or `[fd00::10]:80`.
     address: SocketAddr,
     /// How long each try may take, in milliseconds.
     #[arg(long, default_value_t = 1000)]
