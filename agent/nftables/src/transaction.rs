@@ -16,11 +16,13 @@ const CHUNK: usize = 5_000;
 /// One transaction's part of a change: keys with their new value, `None` to remove them.
 pub(crate) type Part = Vec<(Key, Option<Value>)>;
 
-/// Splits a change so that after each part every frontend still has all its slots: slots come first, then the
-/// frontends, then the addresses at which everything else is refused, and what is no longer referred to goes last. A
-/// change of up to [`CHUNK`] elements is one part.
+/// Splits a change so that a packet finds its way whenever it comes.
+///
+/// Slots come first, then the frontends, then the addresses at which everything else is refused, and what is no longer
+/// referred to goes last. Slots go in a part of their own: a packet looks up its frontend before its slot, and a
+/// transaction may come between the two, so a slot must outlive the frontend that counted it. Otherwise a change of up
+/// to [`CHUNK`] elements is one part.
 pub(crate) fn parts(change: &Delta<Key, Value>) -> Vec<Part> {
-    let is_verdict = |key: &Key| matches!(key, Key::ServiceIp(_) | Key::NoEndpoints(_));
     let (mut verdicts, mut addresses, mut ordered) = (Part::new(), Part::new(), Part::new());
     for (key, value) in &change.set {
         let stage = match key {
@@ -30,13 +32,19 @@ pub(crate) fn parts(change: &Delta<Key, Value>) -> Vec<Part> {
         };
         stage.push((*key, Some(*value)));
     }
-    verdicts.extend(change.remove.iter().filter(|key| is_verdict(key)).map(|key| (*key, None)));
+    let (mut slots, mut others) = (Part::new(), Part::new());
+    for key in &change.remove {
+        let stage = match key {
+            Key::ServiceIp(_) | Key::NoEndpoints(_) => &mut verdicts,
+            Key::Endpoint(..) => &mut slots,
+            Key::ClusterIp(_) | Key::Hairpin(_) | Key::PodNetwork(_) => &mut others,
+        };
+        stage.push((*key, None));
+    }
     // A frontend that turns from one verdict to the other does so within one part, or with the new one first.
     verdicts.sort_by_key(|(key, value)| (frontend_of(key), value.is_none()));
-    ordered.extend(verdicts);
-    ordered.extend(addresses);
-    ordered.extend(change.remove.iter().filter(|key| !is_verdict(key)).map(|key| (*key, None)));
-    ordered.chunks(CHUNK).map(<[_]>::to_vec).collect()
+    ordered.extend(verdicts.into_iter().chain(addresses).chain(others));
+    ordered.chunks(CHUNK).chain(slots.chunks(CHUNK)).map(<[_]>::to_vec).collect()
 }
 
 fn frontend_of(key: &Key) -> Option<podway_proxy::Frontend> {
