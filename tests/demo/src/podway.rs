@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use podway_testkit::{Command, Node, Output, Process, binary};
@@ -9,6 +10,9 @@ use serde_json::{Value, json};
 
 /// All pods of the shop, see manifests/demo/nodes.yaml.
 const POD_NETWORKS: [&str; 2] = ["10.77.0.0/16", "fd77::/48"];
+
+/// Several times what a busy machine needs.
+pub(crate) const READY_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What translates Service addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,15 @@ impl Podway {
         let command = self.command("run")?;
         self.process = Some(command.start("podway")?);
         Ok(())
+    }
+
+    /// Waits until the daemon has made what it found missing: for its first start on a node, as after one in order it
+    /// says otherwise. A node's pods start after that, too.
+    pub(crate) fn wait_until_programmed(&self) -> Result<()> {
+        let process = self.process.as_ref().context("podway does not run")?;
+        ["Services programmed", "pod network programmed"]
+            .into_iter()
+            .try_for_each(|said| process.wait_for_log(said, READY_DEADLINE))
     }
 
     /// Stops the daemon, which leaves everything in the kernel; fails when it did not end well.

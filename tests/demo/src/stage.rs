@@ -8,13 +8,10 @@ use podway_testkit::{Lab, Node, Pod, Probe, Process, within};
 
 use crate::cluster::{Cluster, SourceKind};
 use crate::node_state::{NodeState, Witness};
-use crate::podway::{Dataplane, Podway};
+use crate::podway::{Dataplane, Podway, READY_DEADLINE};
 use crate::require;
 use crate::screen::Screen;
 use crate::shop::Shop;
-
-/// Several times what a busy machine needs.
-const READY_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Everything that the steps work with.
 pub(crate) struct Stage<'lab> {
@@ -94,6 +91,7 @@ impl<'lab> Stage<'lab> {
         for podway in self.podways.values_mut() {
             podway.start(Dataplane::Nftables)?;
         }
+        self.podways.values().try_for_each(Podway::wait_until_programmed)?;
         self.wait_until_open()?;
         self.ready_after = started.elapsed();
         Ok(())

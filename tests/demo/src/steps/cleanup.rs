@@ -44,5 +44,6 @@ pub(crate) fn show(stage: &mut Stage<'_>, screen: &Screen) -> Result<()> {
 pub(crate) fn undo(stage: &mut Stage<'_>) -> Result<()> {
     let node = stage.shopper().node_name().to_owned();
     stage.podway(&node)?.start(Dataplane::Nftables)?;
+    stage.podway(&node)?.wait_until_programmed()?;
     stage.wait_until_open().with_context(|| format!("podway on {node} after its cleanup"))
 }
