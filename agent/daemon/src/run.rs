@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use podway_cluster::{DirectoryConfig, Event, Kind, Nodes, Source, SourceConfig, Wanted};
-use podway_nftables::{Network, NftProcess, Services};
+use podway_nftables::{Network, Nft, NftProcess, Services};
 use podway_proxy::NodeContext;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -49,7 +49,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         halves.spawn_local(run_half(half, events, stopped.clone()));
     }
     if config.services.enabled {
-        let nftables = Services::adopt(NftProcess::default(), config.services.mark()).await?;
+        let mut nft = NftProcess::default();
+        // An nft that is not there, or may not be used, is known at once and not at the first list.
+        nft.list_table("ip podway").await?;
+        let nftables = Services::new(nft, config.services.mark());
         let half = ServiceHalf::new(nftables, open_bpf(&config)?);
         let (sender, events) = mpsc::unbounded_channel();
         listeners.services = Some(sender);

@@ -229,6 +229,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn s32_no_table_is_made_before_there_are_rows_for_it() {
+        let services = Services::new(FakeNft::default(), DEFAULT_MARK);
+        let mut half = ServiceHalf::new(services, off());
+        half.apply(change("web", 1));
+        half.reconcile().await.unwrap();
+        assert!(half.nftables.nft_mut().history.is_empty());
+        half.apply(ServiceEvent::Listed(Kind::Service, Listed::Fully));
+        half.apply(ServiceEvent::Listed(Kind::EndpointSlice, Listed::Fully));
+        half.reconcile().await.unwrap();
+        assert!(!half.nftables.nft_mut().history.is_empty());
+    }
+
+    #[tokio::test]
     async fn s31_a_refused_write_is_kept_and_carried_out_by_a_later_attempt() {
         let mut half = half_with("web", FakeNft::default()).await;
         half.reconcile().await.unwrap();

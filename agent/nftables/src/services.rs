@@ -37,9 +37,15 @@ impl<N: Nft> Services<N> {
     ///
     /// `mark` is the one bit that means "masquerade".
     pub async fn adopt(nft: N, mark: u32) -> Result<Self, Error> {
-        let mut services = Self { nft, mark, mirror: None };
+        let mut services = Self::new(nft, mark);
         services.observed().await?;
         Ok(services)
+    }
+
+    /// The same, but at the first write: tables that stand without rows let connections to Services pass untranslated,
+    /// and conntrack keeps them so.
+    pub fn new(nft: N, mark: u32) -> Self {
+        Self { nft, mark, mirror: None }
     }
 
     /// The mirror, read from the kernel if there is none that can be believed.

@@ -104,7 +104,12 @@ fn services_at_the_addresses_that_the_api_server_assigns_follow_their_endpoints(
         ways.iter().for_each(|way| drop(await_refusal(&site.client, *way)));
         site.cluster.control_plane().delete(web())?;
         ways.iter().for_each(|way| nobody_answers(&site.client, *way));
-        assert!(!KernelState::read(&site.one)?.mentions(&format!("{} ", ways[0].address.ip())));
+        // Slots go in a transaction behind the one that ends the Service.
+        eventually(SOON, "no trace of the deleted Service", || {
+            let kernel = KernelState::read(&site.one).map_err(|error| format!("{error:#}"))?;
+            let address = format!("{} ", ways[0].address.ip());
+            if kernel.mentions(&address) { Err(format!("{address}is still there")) } else { Ok(()) }
+        });
         Ok(())
     });
 }
