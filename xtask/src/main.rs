@@ -91,7 +91,7 @@ enum Xtask {
     /// Show podway at work: three nodes with pods, from ordinary Kubernetes manifests.
     ///
     /// Needs root, for network namespaces of its own, and cleans up after itself. Installs nftables and iproute2 if they
-    /// are missing, and compiles podway with its eBPF programs. About 6 minutes the first time, then a quarter of one. All
+    /// are missing, and compiles podway with its eBPF programs. About 4 minutes the first time, then a quarter of one. All
     /// arguments go to the demo: --keep (leave it up to look around), --remove (what was kept), --kube (with a real
     /// kube-apiserver; needs Go and 5 minutes more the first time).
     Demo {
