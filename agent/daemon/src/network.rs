@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::message;
-use crate::run::{Half, Listed, NetworkEvent};
+use crate::run::{Half, Listed, NetworkEvent, Next};
 
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -113,16 +113,16 @@ impl Half for NetworkHalf {
         }
     }
 
-    async fn reconcile(&mut self) -> Result<Option<Duration>> {
+    async fn reconcile(&mut self) -> Result<Next> {
         if self.listed == Listed::Nothing {
-            return Ok(None);
+            return Ok(Next::OnEvent);
         }
         let result = self.program().await;
         self.report_problems();
         match result {
             Ok(()) => {
                 self.retry.succeeded();
-                Ok(self.announce(true).await)
+                Ok(self.announce(true).await.map_or(Next::OnEvent, Next::Within))
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
@@ -131,7 +131,7 @@ impl Half for NetworkHalf {
                 self.located = None;
                 let wait = self.retry.failed();
                 warn!(again_in = ?wait, "the pod network is not complete: {}", message::of(&error));
-                Ok(Some(wait))
+                Ok(Next::After(wait))
             }
         }
     }

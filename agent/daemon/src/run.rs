@@ -119,15 +119,25 @@ async fn sources(config: &Config) -> Result<Vec<Source>> {
     ])
 }
 
+/// When a half is to be asked to reconcile again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// At the next event.
+    OnEvent,
+    /// At the next event, and after this long at the latest.
+    Within(Duration),
+    /// After this long: the kernel refused, and events do not bring the next attempt forward.
+    After(Duration),
+}
+
 /// A half of the daemon: takes note of events, and brings the kernel to what follows from them.
 pub(crate) trait Half {
     /// What it is told.
     type Event;
     /// Takes note of an event; events that come in a burst are all noted before anything is written.
     fn apply(&mut self, event: Self::Event);
-    /// Brings the kernel to what is planned. An error is final; after a failure that may pass, returns how long to
-    /// wait before the next attempt.
-    async fn reconcile(&mut self) -> Result<Option<Duration>>;
+    /// Brings the kernel to what is planned. An error is final.
+    async fn reconcile(&mut self) -> Result<Next>;
 }
 
 /// What the network half is told.
@@ -215,6 +225,7 @@ async fn run_half<H: Half>(
     mut events: mpsc::UnboundedReceiver<H::Event>,
     mut stop: watch::Receiver<()>,
 ) -> Result<()> {
+    let mut next = Next::OnEvent;
     let mut due = None;
     loop {
         tokio::select! {
@@ -225,13 +236,16 @@ async fn run_half<H: Half>(
                 while let Ok(event) = events.try_recv() {
                     half.apply(event);
                 }
-                // After a failure, events do not bring the next attempt forward.
-                if due.is_some() {
+                if matches!(next, Next::After(_)) {
                     continue;
                 }
             }
         }
-        due = half.reconcile().await?.map(|wait| Instant::now() + wait);
+        next = half.reconcile().await?;
+        due = match next {
+            Next::OnEvent => None,
+            Next::Within(wait) | Next::After(wait) => Some(Instant::now() + wait),
+        };
     }
 }
 
@@ -249,6 +263,7 @@ mod tests {
     /// Fails its first attempts and counts them all.
     struct Failing {
         failures: u32,
+        then: fn(Duration) -> Next,
         attempts: mpsc::UnboundedSender<Vec<u8>>,
         seen: Vec<u8>,
     }
@@ -260,10 +275,10 @@ mod tests {
             self.seen.push(event);
         }
 
-        async fn reconcile(&mut self) -> Result<Option<Duration>> {
+        async fn reconcile(&mut self) -> Result<Next> {
             self.attempts.send(self.seen.clone())?;
             self.failures = self.failures.saturating_sub(1);
-            Ok((self.failures > 0).then_some(Duration::from_secs(5)))
+            Ok(if self.failures > 0 { (self.then)(Duration::from_secs(5)) } else { Next::OnEvent })
         }
     }
 
@@ -272,7 +287,7 @@ mod tests {
         let (attempts, mut attempted) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(());
-        let half = Failing { failures: 2, attempts, seen: vec![] };
+        let half = Failing { failures: 2, then: Next::After, attempts, seen: vec![] };
         let running = tokio::spawn(run_half(half, receiver, stopped));
         let started = Instant::now();
         events.send(1).unwrap();
@@ -283,6 +298,25 @@ mod tests {
         }
         assert_eq!(attempted.recv().await.unwrap().len(), 49, "one more attempt for all of them");
         assert_eq!(started.elapsed().as_secs(), 5);
+        drop(stop);
+        running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn n12_what_the_api_server_refuses_does_not_hold_up_a_node() {
+        let (attempts, mut attempted) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::unbounded_channel();
+        let (stop, stopped) = watch::channel(());
+        let half = Failing { failures: 9, then: Next::Within, attempts, seen: vec![] };
+        let running = tokio::spawn(run_half(half, receiver, stopped));
+        let started = Instant::now();
+        for event in 1..4 {
+            events.send(event).unwrap();
+            assert_eq!(attempted.recv().await.unwrap().len(), usize::from(event));
+        }
+        assert_eq!(started.elapsed().as_secs(), 0, "each event is acted upon at once");
+        assert_eq!(attempted.recv().await.unwrap().len(), 3);
+        assert_eq!(started.elapsed().as_secs(), 5, "and without one it is tried again in time");
         drop(stop);
         running.await.unwrap().unwrap();
     }

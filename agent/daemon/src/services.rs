@@ -12,7 +12,7 @@ use podway_proxy::{Frontend, ObjectName, Planner, RowDelta, Rows};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
-use crate::run::{Half, Listed, ServiceEvent};
+use crate::run::{Half, Listed, Next, ServiceEvent};
 
 /// The longest wait between two attempts: kube-proxy's syncPeriod (contract S30).
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -65,9 +65,9 @@ impl<N: Nft> Half for ServiceHalf<N> {
         }
     }
 
-    async fn reconcile(&mut self) -> Result<Option<Duration>> {
+    async fn reconcile(&mut self) -> Result<Next> {
         if self.listed() == Listed::Nothing {
-            return Ok(None);
+            return Ok(Next::OnEvent);
         }
         let started = Instant::now();
         let change = self.planner.replan();
@@ -77,7 +77,7 @@ impl<N: Nft> Half for ServiceHalf<N> {
         let first = self.pending.is_none();
         let written = match self.write().await {
             Ok(written) => written,
-            Err(failure) => return self.after(failure).await.map(Some),
+            Err(failure) => return self.after(failure).await.map(Next::After),
         };
         let (services, took) = (self.planner.service_count(), format!("{:.1?}", started.elapsed()));
         match (first, written) {
@@ -88,7 +88,7 @@ impl<N: Nft> Half for ServiceHalf<N> {
         }
         self.retry.succeeded();
         self.report_contested();
-        Ok(None)
+        Ok(Next::OnEvent)
     }
 }
 
@@ -249,9 +249,9 @@ mod tests {
         half.nftables.nft_mut().failures = 1;
         half.nftables.nft_mut().blindness = 1;
         for attempt in ["refused", "kernel cannot be read"] {
-            assert!(half.reconcile().await.unwrap().is_some(), "{attempt}");
+            assert!(matches!(half.reconcile().await.unwrap(), Next::After(_)), "{attempt}");
         }
-        assert_eq!(half.reconcile().await.unwrap(), None);
+        assert_eq!(half.reconcile().await.unwrap(), Next::OnEvent);
         let mut kernel = adopt(half.nftables.nft_mut().clone()).await;
         assert_eq!(kernel.replace(&half.planner.rows()).await.unwrap(), 0);
     }
