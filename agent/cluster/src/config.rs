@@ -50,3 +50,57 @@ pub struct DirectoryConfig {
     /// with a dot; or one file. Links are followed.
     pub path: PathBuf,
 }
+
+/// flannel's etcd (contract N3).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EtcdConfig {
+    /// `http://host:port` or `https://host:port`; etcd is used if there is one.
+    #[serde(deserialize_with = "list")]
+    pub endpoints: Vec<String>,
+    /// What all keys begin with. Default: `/coreos.com/network`.
+    pub prefix: String,
+    /// PEM file with the client's key. TLS is used if key and certificate are given, as flannel does.
+    pub key_file: PathBuf,
+    /// PEM file with the client's certificate.
+    pub cert_file: PathBuf,
+    /// PEM file with the authorities of the server's certificate; empty = the system's.
+    pub ca_file: PathBuf,
+    /// Name and password, if etcd asks for them.
+    pub username: String,
+    /// See `username`.
+    pub password: String,
+    /// Minutes before its end at which a lease is renewed. Default: 60.
+    pub renew_margin: u16,
+}
+
+impl Default for EtcdConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            prefix: "/coreos.com/network".to_owned(),
+            key_file: PathBuf::new(),
+            cert_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+            username: String::new(),
+            password: String::new(),
+            renew_margin: 60,
+        }
+    }
+}
+
+/// A list, or its entries with commas between them.
+fn list<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Many(Vec<String>),
+        Text(String),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Many(entries) => entries,
+        Written::Text(text) => {
+            text.split(',').map(str::trim).filter(|it| !it.is_empty()).map(str::to_owned).collect()
+        }
+    })
+}

@@ -17,7 +17,7 @@ mod test_folder;
 mod wanted;
 
 pub use api_server::NodeWriter;
-pub use config::{DirectoryConfig, KubeConfig, SourceConfig};
+pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
 pub use event::{Event, Kind, Problem};
 pub use source::Source;

@@ -2,11 +2,12 @@
 //!
 //! The documented file with every field and its default is `manifests/config.yaml`; `podway config` prints it.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use podway_cluster::SourceConfig;
+use podway_cluster::{EtcdConfig, SourceConfig};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ use crate::overrides::{self, Override};
 pub(crate) const DOCUMENTED: &str = include_str!("../../../manifests/config.yaml");
 
 /// Everything that can be set.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// This node's name in the cluster; empty = the host name, lower-cased.
@@ -31,8 +32,28 @@ pub(crate) struct Config {
     pub services: ServicesConfig,
     /// The eBPF dataplane.
     pub ebpf: EbpfConfig,
+    /// Health, metrics and the commands that ask the daemon.
+    pub status: StatusConfig,
+    /// This machine, to tell it from another one with the same node name: a file that no other machine has.
+    pub machine_id_file: PathBuf,
     /// The log.
     pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            dataplane: Dataplane::default(),
+            source: SourceConfig::default(),
+            network: NetworkConfig::default(),
+            services: ServicesConfig::default(),
+            ebpf: EbpfConfig::default(),
+            status: StatusConfig::default(),
+            machine_id_file: "/etc/machine-id".into(),
+            log: LogConfig::default(),
+        }
+    }
 }
 
 /// Who translates Service addresses.
@@ -52,24 +73,132 @@ pub(crate) enum Dataplane {
 pub(crate) struct NetworkConfig {
     /// Whether podway runs the pod network.
     pub enabled: bool,
-    /// A file or folder of Nodes in place of the source's; empty = the source's.
+    /// A file or folder of Nodes in place of the source's (store `static`); empty = the source's.
     pub nodes: PathBuf,
+    /// flannel's etcd in place of the source's Nodes (store `etcd`), if it has endpoints.
+    pub etcd: EtcdConfig,
+    /// flannel's net-conf.json, whose content goes over `pod_networks`, `backend` and `assign`; empty = none.
+    pub net_conf: PathBuf,
     /// The ranges that hold all pods of the cluster, at most one a family; a pod is whoever has an address in them.
     #[serde(deserialize_with = "one_or_more")]
     pub pod_networks: Vec<IpNet>,
-    /// The interface that other nodes are reached by; empty = the one with the Node's address, else that of the
-    /// default route.
-    pub interface: String,
+    /// How nodes get their subnets where nobody else gives them.
+    pub assign: AssignConfig,
+    /// How packets reach other nodes.
+    pub backend: Backend,
+    /// Peers that need no router in between are reached without VXLAN.
+    pub direct_routing: bool,
+    /// Names or addresses of the interface that other nodes are reached by; the first that is there counts. Empty =
+    /// the one with the Node's address, else that of the default route.
+    #[serde(deserialize_with = "one_or_more")]
+    pub interface: Vec<String>,
+    /// Patterns for its addresses or, if none matches, its name.
+    #[serde(deserialize_with = "one_or_more")]
+    pub interface_regex: Vec<String>,
+    /// An address: the interface is the one that leads there.
+    pub interface_can_reach: String,
+    /// The IPv4 address that peers are told, where it is not that of the interface; alone it selects the interface.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    #[serde(rename = "publicIPv6")]
+    pub public_ipv6: Option<Ipv6Addr>,
     /// The VXLAN network identifier, 1 to 16777215; a link's name has it, which leaves 9999 with IPv6 pods.
     pub vni: u32,
     /// The VXLAN UDP port.
     pub port: u16,
     /// The MTU between the nodes; 0 = the interface's.
     pub mtu: u32,
+    /// Who computes the checksums of encapsulated packets.
+    pub checksum_offload: ChecksumOffload,
     /// Whether pods get the node's address towards everything outside the pod network.
     pub masquerade: bool,
+    /// Whether the ports of masqueraded connections are chosen at random.
+    pub masquerade_random: bool,
+    /// Destinations outside the pod network for which pods keep their address.
+    #[serde(rename = "nonMasqueradeCIDRs", deserialize_with = "one_or_more")]
+    pub non_masquerade_cidrs: Vec<IpNet>,
+    /// Whether pod traffic is let through other programs' forward chains that drop by policy.
+    pub forward_accept: bool,
+    /// Whether packets to unused addresses of the own subnet end here.
+    pub blackhole_route: bool,
+    /// Whether the Node's condition NetworkUnavailable is written.
+    pub node_condition: bool,
+    /// What the Node annotations begin with.
+    pub annotation_prefix: String,
     /// Where flannel's CNI plugin looks for this node's subnet; empty = not written.
     pub subnet_file: PathBuf,
+    /// The CNI plugin's installation.
+    pub cni: CniConfig,
+}
+
+/// `network.assign`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct AssignConfig {
+    /// Whether podway gives this node subnets that the cluster does not.
+    pub mode: AssignMode,
+    /// Length of a node's IPv4 subnet; 0 = 24, or two more than the range's where that is too long.
+    pub subnet_len: u8,
+    /// The first and the last IPv4 subnet to hand out, by their first address; by default the second and the last.
+    pub subnet_min: Option<Ipv4Addr>,
+    /// See `subnet_min`.
+    pub subnet_max: Option<Ipv4Addr>,
+    /// The same for IPv6; 0 = 64.
+    #[serde(rename = "ipv6SubnetLen")]
+    pub ipv6_subnet_len: u8,
+    /// See `subnet_min`.
+    #[serde(rename = "ipv6SubnetMin")]
+    pub ipv6_subnet_min: Option<Ipv6Addr>,
+    /// See `subnet_min`.
+    #[serde(rename = "ipv6SubnetMax")]
+    pub ipv6_subnet_max: Option<Ipv6Addr>,
+}
+
+/// Whether podway assigns subnets (contract N2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AssignMode {
+    /// If the cluster gives none for a while, and no Node has one that podway did not assign.
+    #[default]
+    Auto,
+    /// If the Node has none.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// `network.backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Backend {
+    /// In VXLAN packets.
+    #[default]
+    Vxlan,
+    /// As they are, by routes; all nodes on one link.
+    HostGw,
+}
+
+/// `network.checksumOffload` (contract N16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ChecksumOffload {
+    /// The network card, unless it is known to break them.
+    #[default]
+    Auto,
+    /// The network card.
+    On,
+    /// The kernel.
+    Off,
+}
+
+/// `network.cni`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct CniConfig {
+    /// Where the plugin is installed, such as /opt/cni/bin; empty = not installed.
+    pub bin_directory: PathBuf,
+    /// Where the network configuration is written once the network works, such as /etc/cni/net.d; empty = not written.
+    pub conf_directory: PathBuf,
 }
 
 impl Default for NetworkConfig {
@@ -77,13 +206,30 @@ impl Default for NetworkConfig {
         Self {
             enabled: true,
             nodes: PathBuf::new(),
-            pod_networks: vec![IpNet::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0).into(), 16)],
-            interface: String::new(),
+            etcd: EtcdConfig::default(),
+            net_conf: PathBuf::new(),
+            pod_networks: vec![IpNet::new_assert(Ipv4Addr::new(10, 244, 0, 0).into(), 16)],
+            assign: AssignConfig::default(),
+            backend: Backend::Vxlan,
+            direct_routing: false,
+            interface: Vec::new(),
+            interface_regex: Vec::new(),
+            interface_can_reach: String::new(),
+            public_ip: None,
+            public_ipv6: None,
             vni: 1,
             port: 8472,
             mtu: 0,
+            checksum_offload: ChecksumOffload::Auto,
             masquerade: true,
+            masquerade_random: true,
+            non_masquerade_cidrs: Vec::new(),
+            forward_accept: true,
+            blackhole_route: false,
+            node_condition: true,
+            annotation_prefix: "flannel.alpha.coreos.com/".to_owned(),
             subnet_file: "/run/flannel/subnet.env".into(),
+            cni: CniConfig::default(),
         }
     }
 }
@@ -124,6 +270,28 @@ pub(crate) struct EbpfConfig {
 impl Default for EbpfConfig {
     fn default() -> Self {
         Self { cgroup: PathBuf::new(), pin_directory: "/sys/fs/bpf/podway".into() }
+    }
+}
+
+/// `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct StatusConfig {
+    /// Where `/healthz`, `/livez` and `/readyz` are served; empty = nowhere. A missing port is 10256.
+    pub health_address: String,
+    /// Where `/metrics` is served; empty = nowhere. A missing port is 10249.
+    pub metrics_address: String,
+    /// The socket by which commands such as `podway nodes` ask the daemon; empty = none.
+    pub socket: PathBuf,
+}
+
+impl Default for StatusConfig {
+    fn default() -> Self {
+        Self {
+            health_address: "0.0.0.0:10256".to_owned(),
+            metrics_address: "127.0.0.1:10249".to_owned(),
+            socket: "/run/podway/podway.sock".into(),
+        }
     }
 }
 
@@ -213,6 +381,11 @@ impl Config {
         if network.pod_networks.is_empty() {
             bail!("network.podNetworks: must name the range that holds all pods, such as 10.244.0.0/16");
         }
+        if !network.nodes.as_os_str().is_empty() && !network.etcd.endpoints.is_empty() {
+            bail!(
+                "network.nodes, network.etcd.endpoints: Nodes come from a file or from etcd, not from both"
+            );
+        }
         if network.port == 0 {
             bail!("network.port: must not be 0");
         }
@@ -229,8 +402,12 @@ impl Config {
     }
 }
 
-/// A list, or what would be its only entry.
-fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+/// A list, or what would be its only entry. An empty text is an empty list.
+fn one_or_more<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: serde::de::DeserializeOwned,
+    D: serde::Deserializer<'de>,
+{
     match Value::deserialize(deserializer)? {
         Value::Array(entries) => entries
             .into_iter()
@@ -240,6 +417,7 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
                     .map_err(|error| serde::de::Error::custom(format!("entry {at}: {error}")))
             })
             .collect(),
+        Value::String(entry) if entry.is_empty() => Ok(Vec::new()),
         entry => Ok(vec![serde_json::from_value(entry).map_err(serde::de::Error::custom)?]),
     }
 }

@@ -197,8 +197,8 @@ impl NetworkHalf {
 
     /// The configured one, else the one with an address of the own Node, else that of the default route.
     async fn external_interface(&self) -> Result<podway_overlay::ExternalInterface> {
-        if !self.config.network.interface.is_empty() {
-            let name = LinkName::new(&self.config.network.interface).context("network.interface")?;
+        if let Some(name) = self.config.network.interface.first() {
+            let name = LinkName::new(name).context("network.interface")?;
             return Ok(self.netlink.external_interface(&InterfaceChoice::Name(name)).await?);
         }
         let addresses: &[IpAddr] = self.own.as_ref().map_or(&[], |node| &node.addresses);

@@ -17,17 +17,52 @@ const FIELDS: &[&str] = &[
     "source.directory.path",
     "network.enabled",
     "network.nodes",
+    "network.etcd.endpoints",
+    "network.etcd.prefix",
+    "network.etcd.keyFile",
+    "network.etcd.certFile",
+    "network.etcd.caFile",
+    "network.etcd.username",
+    "network.etcd.password",
+    "network.etcd.renewMargin",
+    "network.netConf",
     "network.podNetworks",
+    "network.assign.mode",
+    "network.assign.subnetLen",
+    "network.assign.subnetMin",
+    "network.assign.subnetMax",
+    "network.assign.ipv6SubnetLen",
+    "network.assign.ipv6SubnetMin",
+    "network.assign.ipv6SubnetMax",
+    "network.backend",
+    "network.directRouting",
     "network.interface",
+    "network.interfaceRegex",
+    "network.interfaceCanReach",
+    "network.publicIp",
+    "network.publicIPv6",
     "network.vni",
     "network.port",
     "network.mtu",
+    "network.checksumOffload",
     "network.masquerade",
+    "network.masqueradeRandom",
+    "network.nonMasqueradeCIDRs",
+    "network.forwardAccept",
+    "network.blackholeRoute",
+    "network.nodeCondition",
+    "network.annotationPrefix",
     "network.subnetFile",
+    "network.cni.binDirectory",
+    "network.cni.confDirectory",
     "services.enabled",
     "services.masqueradeBit",
     "ebpf.cgroup",
     "ebpf.pinDirectory",
+    "status.healthAddress",
+    "status.metricsAddress",
+    "status.socket",
+    "machineIdFile",
     "log.level",
     "log.format",
 ];
@@ -41,10 +76,24 @@ const TEXT: &[&str] = &[
     "source.kube.caFile",
     "source.directory.path",
     "network.nodes",
-    "network.interface",
+    "network.etcd.prefix",
+    "network.etcd.keyFile",
+    "network.etcd.certFile",
+    "network.etcd.caFile",
+    "network.etcd.username",
+    "network.etcd.password",
+    "network.netConf",
+    "network.interfaceCanReach",
+    "network.annotationPrefix",
     "network.subnetFile",
+    "network.cni.binDirectory",
+    "network.cni.confDirectory",
     "ebpf.cgroup",
     "ebpf.pinDirectory",
+    "status.healthAddress",
+    "status.metricsAddress",
+    "status.socket",
+    "machineIdFile",
     "log.level",
 ];
 
@@ -125,14 +174,16 @@ pub(crate) fn apply(tree: &mut Value, change: &Override) -> Result<()> {
     Ok(())
 }
 
+/// A word begins at a capital after a small letter; `IPv6` is one word.
 fn variable(path: &str) -> String {
     let mut name = String::from("PODWAY_");
-    for letter in path.chars() {
-        match letter {
-            '.' => name.push('_'),
-            letter if letter.is_ascii_uppercase() => name.extend(['_', letter]),
-            letter => name.push(letter.to_ascii_uppercase()),
+    let mut in_word = false;
+    for letter in path.replace("IPv6", "Ipv6").chars() {
+        if letter.is_ascii_uppercase() && in_word {
+            name.push('_');
         }
+        in_word = letter.is_ascii_lowercase() || letter.is_ascii_digit();
+        name.push(if letter == '.' { '_' } else { letter.to_ascii_uppercase() });
     }
     name
 }
@@ -144,6 +195,8 @@ mod tests {
     #[test]
     fn names_of_variables_follow_the_path() {
         assert_eq!(variable("source.kube.tokenFile"), "PODWAY_SOURCE_KUBE_TOKEN_FILE");
+        assert_eq!(variable("network.publicIPv6"), "PODWAY_NETWORK_PUBLIC_IPV6");
+        assert_eq!(variable("network.nonMasqueradeCIDRs"), "PODWAY_NETWORK_NON_MASQUERADE_CIDRS");
         assert!(Override::from_variable("PODWAY_NETWORK_VNII", "1").is_err());
         assert!(Override::from_variable("PODWAY_CONFIG", "/etc/x").unwrap().is_none());
     }

@@ -179,6 +179,8 @@ impl Member {
         let settings = [
             POD_NETWORKS.to_owned(),
             format!("network.subnetFile={}", self.subnet_file()?.display()),
+            format!("status.socket={}", self.folder()?.join("podway.sock").display()),
+            format!("machineIdFile={}", self.machine_id_file()?.display()),
             format!("ebpf.cgroup={}", self.cgroup().display()),
             format!("ebpf.pinDirectory={}", self.pin_directory()?.display()),
             "log.level=debug".to_owned(),
@@ -196,6 +198,13 @@ impl Member {
     /// Where its podway writes the file for flannel's CNI plugin.
     pub fn subnet_file(&self) -> Result<PathBuf> {
         Ok(self.folder()?.join("subnet.env"))
+    }
+
+    /// What tells it from the other nodes of this machine.
+    pub fn machine_id_file(&self) -> Result<PathBuf> {
+        let path = self.folder()?.join("machine-id");
+        fs::write(&path, format!("{}\n", self.name()))?;
+        Ok(path)
     }
 
     /// Where its podway pins programs and maps.
