@@ -48,6 +48,7 @@ mod annotations;
 mod display;
 mod fake;
 mod index;
+mod net_conf;
 mod node;
 mod observed;
 mod ops;
@@ -62,6 +63,7 @@ mod units;
 
 pub use annotations::ANNOTATION_PREFIX;
 pub use fake::{FakeKernel, Refusal};
+pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
