@@ -73,5 +73,5 @@ pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, Vxlan
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
 pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
-pub use subnet_env::SubnetEnv;
+pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
