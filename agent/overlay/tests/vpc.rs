@@ -299,7 +299,7 @@ fn bits(address: IpAddr) -> u128 {
 
 fn address(family: Family, bits: u128) -> IpAddr {
     match family {
-        Family::V4 => Ipv4Addr::from((bits & u128::from(u32::MAX)) as u32).into(),
+        Family::V4 => Ipv4Addr::from(u32::try_from(bits & u128::from(u32::MAX)).unwrap()).into(),
         Family::V6 => Ipv6Addr::from(bits).into(),
     }
 }

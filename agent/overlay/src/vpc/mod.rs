@@ -6,10 +6,11 @@ mod search;
 mod shortfall;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::range::Range;
+use crate::range::{self, Range};
 use crate::units::PerFamily;
 
 pub use note::{VpcNote, vpc_notes};
@@ -138,11 +139,25 @@ impl VpcPlan {
             .collect()
     }
 
+    /// The address that the API server's own Service `kubernetes` gets: the first one.
+    pub fn api_server(&self) -> IpAddr {
+        self.service(1)
+    }
+
+    /// The address that kubeadm, and most after it, give to DNS: the tenth one.
+    pub fn dns(&self) -> IpAddr {
+        self.service(10)
+    }
+
     /// What of the VPC nobody has, lowest address first.
     pub fn free(&self) -> Vec<IpNet> {
         let mut taken = self.taken_beside_pods();
         taken.push(self.range.network());
         blocks::free(self.vpc, &taken)
+    }
+
+    fn service(&self, number: u128) -> IpAddr {
+        range::address(self.range.family(), range::bits(self.services.addr()) + number)
     }
 
     fn taken_beside_pods(&self) -> Vec<IpNet> {
