@@ -32,19 +32,24 @@ fn render_family(text: &mut String, answer: &Answer, family: Family, plan: &VpcP
         Number(room.nodes),
         Number(room.pods_per_node)
     );
-    row(text, "Pod network", &range.network(), &pods)?;
     let services = format!(
         "{} Services; the API server's is {}, DNS {} by custom",
         Number(room.services),
         plan.api_server(),
         plan.dns()
     );
-    row(text, "Service range", &plan.services, &services)?;
+    let nets = [range.network().to_string(), plan.services.to_string()];
+    let width = width(nets.iter().map(String::as_str), 18);
+    for (name, net, what) in [("Pod network", &nets[0], pods), ("Service range", &nets[1], services)] {
+        writeln!(text, "  {name:<18}{net:<width$}{what}")?;
+    }
     writeln!(text)?;
     render_growth(text, answer, plan)?;
     writeln!(text)?;
-    for (part, what) in map(plan) {
-        writeln!(text, "  {part:<37} {what}")?;
+    let parts = map(plan);
+    let width = self::width(parts.iter().map(|(part, _)| part.as_str()), 18);
+    for (part, what) in &parts {
+        writeln!(text, "  {part:<width$}{what}")?;
     }
     writeln!(text)
 }
@@ -85,8 +90,9 @@ fn said(range: &Range, what: &str) -> String {
     format!("{what}: {} nodes, {} pods on each", Number(range.count()), Number(addresses - 3))
 }
 
-fn row(text: &mut String, name: &str, net: &IpNet, what: &str) -> fmt::Result {
-    writeln!(text, "  {name:<18}{:<20}{what}", net.to_string())
+/// The width of a column that holds these texts.
+fn width<'a>(texts: impl Iterator<Item = &'a str>, least: usize) -> usize {
+    texts.map(str::len).chain([least]).max().unwrap_or(least) + 2
 }
 
 fn line(text: &mut String, name: &str, what: &dyn Display) -> fmt::Result {
@@ -128,7 +134,7 @@ impl Display for Number {
         }
         let digits = self.0.to_string();
         for (at, digit) in digits.chars().enumerate() {
-            if at > 0 && (digits.len() - at) % 3 == 0 {
+            if at > 0 && (digits.len() - at).is_multiple_of(3) {
                 f.write_char(',')?;
             }
             f.write_char(digit)?;
@@ -144,7 +150,7 @@ impl Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tenths = self.0.saturating_mul(10) / u128::from(self.1.max(1));
         match tenths {
-            10_000.. => f.write_str("more than x1000"),
+            10_000.. => f.write_str("over x1000"),
             _ => write!(f, "x{}.{}", tenths / 10, tenths % 10),
         }
     }
@@ -174,15 +180,15 @@ IPv4, in 10.0.0.0/8
                     a /23: 1,023 nodes, 509 pods on each
   Wider later       not in place: what is around it is taken
 
-  10.0.0.0/16                           reserved
-  10.1.0.0/16                           reserved
-  10.2.0.0/16                           free
-  10.3.0.0/16                           Services
-  10.4.0.0/14                           free
-  10.8.0.0/13                           pods
-  10.16.0.0 - 10.63.255.255             free, the largest part is 10.32.0.0/11
-  10.64.0.0/10                          reserved
-  10.128.0.0/9                          free
+  10.0.0.0/16                reserved
+  10.1.0.0/16                reserved
+  10.2.0.0/16                free
+  10.3.0.0/16                Services
+  10.4.0.0/14                free
+  10.8.0.0/13                pods
+  10.16.0.0 - 10.63.255.255  free, the largest part is 10.32.0.0/11
+  10.64.0.0/10               reserved
+  10.128.0.0/9               free
 
 "
         );
@@ -196,6 +202,6 @@ IPv4, in 10.0.0.0/8
             assert_eq!(Number(number).to_string(), text);
         }
         assert_eq!(Times(4095, 1000).to_string(), "x4.0");
-        assert_eq!(Times(1 << 64, 1).to_string(), "more than x1000");
+        assert_eq!(Times(1 << 64, 1).to_string(), "over x1000");
     }
 }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::range::{self, Range};
-use crate::units::PerFamily;
+use crate::units::{Family, PerFamily};
 
 pub use note::{VpcNote, vpc_notes};
 use search::Search;
@@ -124,13 +124,14 @@ impl VpcPlan {
     }
 
     /// Other node subnets that the same pod network could be cut into and still hold these nodes and pods, smallest
-    /// subnets first.
+    /// subnets first. Of IPv6 those of /64, /80, /96 and /112.
     pub fn other_cuts(&self, nodes: u64, pods_per_node: u64) -> Vec<Range> {
         let network = self.range.network();
         let most = network.max_prefix_len() - 2;
         (network.prefix_len() + 2..=most)
             .rev()
             .filter(|len| *len != self.range.subnet_len())
+            .filter(|len| self.range.family() == Family::V4 || [64, 80, 96, 112].contains(len))
             .filter_map(|len| Range::new(network, Some(len), None, None).ok())
             .filter(|range| {
                 let room = room(range);

@@ -96,7 +96,7 @@ impl Search {
         let services_len = prefix_len(family, bits.services)?;
         let services = blocks::free(self.vpc, &self.with(&[network]))
             .iter()
-            .filter_map(|block| Some((block.prefix_len(), blocks::last(block, services_len)?)))
+            .filter_map(|block| Some((block.prefix_len(), blocks::near_end(block, services_len)?)))
             .min_by_key(|(block_len, services)| {
                 let widest = blocks::widest(network, &self.vpc, &self.with(&[*services]));
                 (widest.prefix_len(), u8::MAX - block_len, Reverse(*services))
