@@ -71,7 +71,7 @@ mod tests {
         for _ in 0..20 {
             contest.repaired(SECOND);
         }
-        let later = SECOND + CALM + CALM;
+        let later = SECOND + CALM + CALM + SECOND;
         assert_eq!(contest.hold(later), None);
         assert_eq!(contest.repaired(later), None);
     }
