@@ -44,10 +44,12 @@
 //! # }
 //! ```
 
+mod acquire;
 mod annotations;
 mod display;
 mod fake;
 mod index;
+mod lease;
 mod node;
 mod observed;
 mod ops;
@@ -60,8 +62,10 @@ mod settings;
 mod subnet_env;
 mod units;
 
+pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
 pub use fake::{FakeKernel, Refusal};
+pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
