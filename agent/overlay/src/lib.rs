@@ -44,10 +44,12 @@
 //! # }
 //! ```
 
+mod acquire;
 mod annotations;
 mod display;
 mod fake;
 mod index;
+mod lease;
 mod net_conf;
 mod node;
 mod observed;
@@ -61,8 +63,10 @@ mod settings;
 mod subnet_env;
 mod units;
 
+pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
 pub use fake::{FakeKernel, Refusal};
+pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
 pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};

@@ -185,14 +185,14 @@ fn six(address: IpAddr) -> &'static str {
     if address.is_ipv6() { "IPv6" } else { "" }
 }
 
-fn bits(address: IpAddr) -> u128 {
+pub(crate) fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
         IpAddr::V6(address) => u128::from(address),
     }
 }
 
-fn address(family: Family, bits: u128) -> IpAddr {
+pub(crate) fn address(family: Family, bits: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from(u32::try_from(bits).unwrap_or(u32::MAX)).into(),
         Family::V6 => Ipv6Addr::from(bits).into(),
