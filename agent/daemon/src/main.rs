@@ -7,6 +7,7 @@ mod cleanup;
 mod config;
 mod log;
 mod message;
+mod net_conf;
 mod network;
 mod overrides;
 mod privilege;
