@@ -43,9 +43,12 @@ enum Bench {
     /// 250, 1,000 and 5,000 simulated Nodes in a real kube-apiserver, programmed by podway and by the real flanneld; then
     /// two pods on two nodes over podway, over flannel, and over a VXLAN device with nothing else. About ten minutes.
     Overlay {
-        /// Also write the table to docs/benchmarks/overlay.md.
-        #[arg(long)]
+        /// Also write the tables to docs/benchmarks/overlay.md.
+        #[arg(long, conflicts_with = "only")]
         save: bool,
+        /// Measure one part.
+        #[arg(long, value_enum)]
+        only: Option<overlay::Part>,
     },
 }
 
@@ -62,7 +65,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     match arguments.bench {
         Some(Bench::Sizes { save }) => sizes::run(save),
-        Some(Bench::Overlay { save }) => overlay::run(save),
+        Some(Bench::Overlay { save, only }) => overlay::run(save, only),
         None => Ok(Arguments::command().print_long_help()?),
     }
 }

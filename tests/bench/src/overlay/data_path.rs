@@ -129,10 +129,8 @@ impl Pair {
                 "link add cni0 mtu 1450 type bridge\n\
                  link set cni0 up\n\
                  addr del {gateway}/32 dev {device}\n\
-                 route del {}/32 dev {device}\n\
                  link set {device} master cni0\n\
-                 addr add {gateway}/24 dev cni0",
-                pod.ipv4()
+                 addr add {gateway}/24 dev cni0"
             ))?;
         }
         Ok(())

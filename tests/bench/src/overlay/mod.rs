@@ -26,14 +26,31 @@ const PAGE: &str = "docs/benchmarks/overlay.md";
 /// Clusters by their number of peers. flanneld is started at every size, and given [`crate::contenders::PATIENCE`].
 const SIZES: [u16; 3] = [250, 1000, 5000];
 
-/// Measures, prints, and writes the page if `save`.
-pub(crate) fn run(save: bool) -> Result<()> {
+/// A half of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Peers, changes and memory.
+    Peers,
+    /// What the data path carries.
+    Path,
+}
+
+/// Measures, prints, and writes the page if `save`; or one part of it.
+pub(crate) fn run(save: bool, only: Option<Part>) -> Result<()> {
     require_root()?;
     for name in ["kube-apiserver", "etcd", "flanneld"] {
         reference(name)?;
     }
-    let report = format!("{}\n{}", control(SIZES)?, data()?);
-    println!("{report}");
+    let mut report = String::new();
+    if only != Some(Part::Path) {
+        report = format!("{}\n", control(SIZES)?);
+        println!("{report}");
+    }
+    if only != Some(Part::Peers) {
+        let table = data()?;
+        println!("{table}");
+        report += &table;
+    }
     if save {
         let folder = Path::new(PAGE).parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
