@@ -54,6 +54,7 @@ mod net_conf;
 mod node;
 mod observed;
 mod ops;
+mod overlaps;
 mod overlay;
 mod peer;
 mod plan;
@@ -71,6 +72,7 @@ pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRa
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
+pub use overlaps::{Addressing, Claim, HostNet, Overlap, Severity, overlaps};
 pub use overlay::{Host, Overlay};
 pub use peer::Vtep;
 pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
