@@ -8,6 +8,7 @@ mod config;
 mod flanneld;
 mod log;
 mod message;
+mod net_conf;
 mod network;
 mod overrides;
 mod privilege;

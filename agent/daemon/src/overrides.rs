@@ -44,6 +44,8 @@ const FIELDS: &[&str] = &[
     "network.vni",
     "network.port",
     "network.mtu",
+    "network.learning",
+    "network.gbp",
     "network.checksumOffload",
     "network.masquerade",
     "network.masqueradeRandom",

@@ -44,10 +44,13 @@
 //! # }
 //! ```
 
+mod acquire;
 mod annotations;
 mod display;
 mod fake;
 mod index;
+mod lease;
+mod net_conf;
 mod node;
 mod observed;
 mod ops;
@@ -60,8 +63,11 @@ mod settings;
 mod subnet_env;
 mod units;
 
+pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
 pub use fake::{FakeKernel, Refusal};
+pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
+pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
@@ -71,5 +77,5 @@ pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, Vxlan
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
 pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
-pub use subnet_env::SubnetEnv;
+pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
