@@ -63,6 +63,7 @@ mod range;
 mod settings;
 mod subnet_env;
 mod units;
+mod vpc;
 
 pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
@@ -81,3 +82,4 @@ pub use range::{Range, RangeError};
 pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
+pub use vpc::{Room, Shortfall, VpcError, VpcNote, VpcPlan, VpcRequest, plan_vpc, vpc_notes};
