@@ -45,6 +45,7 @@
 //! ```
 
 mod annotations;
+mod assign;
 mod display;
 mod fake;
 mod index;
@@ -61,6 +62,10 @@ mod subnet_env;
 mod units;
 
 pub use annotations::ANNOTATION_PREFIX;
+pub use assign::{
+    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Assignment, Claim,
+    NodeSubnets, Unassigned, claim_name, claim_subnet,
+};
 pub use fake::{FakeKernel, Refusal};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
