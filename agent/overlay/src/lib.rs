@@ -46,6 +46,7 @@
 
 mod acquire;
 mod annotations;
+mod assign;
 mod display;
 mod fake;
 mod index;
@@ -67,6 +68,10 @@ mod vpc;
 
 pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
+pub use assign::{
+    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Assignment, Claim,
+    NodeSubnets, Unassigned, claim_name, claim_subnet,
+};
 pub use fake::{FakeKernel, Refusal};
 pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
 pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
