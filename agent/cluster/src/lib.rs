@@ -20,5 +20,6 @@ pub use api_server::{NodeWriter, node_of_pod};
 pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
 pub use event::{Event, Kind, Problem};
+pub use manifest::use_annotation_prefix;
 pub use source::Source;
 pub use wanted::{Nodes, Wanted};
