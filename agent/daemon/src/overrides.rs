@@ -146,6 +146,11 @@ impl Override {
         Self::new(format!("--set {flag}"), path, value)
     }
 
+    /// A field of the configuration, with a value that needs no reading.
+    pub(crate) fn of(origin: String, path: &'static str, value: Value) -> Self {
+        Self { origin, path, value }
+    }
+
     fn new(origin: String, path: &'static str, text: &str) -> Result<Self> {
         let value = match TEXT.contains(&path) {
             true => Value::String(text.to_owned()),

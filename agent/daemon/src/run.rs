@@ -136,6 +136,11 @@ pub(crate) trait Half {
     type Event;
     /// Takes note of an event; events that come in a burst are all noted before anything is written.
     fn apply(&mut self, event: Self::Event);
+    /// Waits until somebody else changed what is ours, and takes note of it. May be dropped and called again at any
+    /// time.
+    async fn disturbed(&mut self) {
+        std::future::pending().await
+    }
     /// Brings the kernel to what is planned. An error is final.
     async fn reconcile(&mut self) -> Result<Next>;
 }
@@ -231,6 +236,11 @@ async fn run_half<H: Half>(
         tokio::select! {
             _ = stop.changed() => return Ok(()),
             () = sleep_until(due) => {}
+            () = half.disturbed() => {
+                if matches!(next, Next::After(_)) {
+                    continue;
+                }
+            }
             Some(event) = events.recv() => {
                 half.apply(event);
                 while let Ok(event) = events.try_recv() {

@@ -46,6 +46,7 @@
 
 mod acquire;
 mod annotations;
+mod assign;
 mod display;
 mod fake;
 mod index;
@@ -63,9 +64,14 @@ mod range;
 mod settings;
 mod subnet_env;
 mod units;
+mod vpc;
 
 pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
+pub use assign::{
+    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Assignment, Claim,
+    NodeSubnets, Unassigned, claim_name, claim_subnet,
+};
 pub use fake::{FakeKernel, Refusal};
 pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
 pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
@@ -81,3 +87,4 @@ pub use range::{Range, RangeError};
 pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
+pub use vpc::{Room, Shortfall, VpcError, VpcNote, VpcPlan, VpcRequest, plan_vpc, vpc_notes};

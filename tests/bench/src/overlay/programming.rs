@@ -79,12 +79,13 @@ fn watch_routes(node: &Node, process: &Process, wanted: u16) -> Result<(Instant,
         loop {
             let found = routes()?;
             let now = Instant::now();
-            let first = *first.get_or_insert(now);
-            match found {
-                0 if process.is_running() && now < deadline => {}
-                found if found >= usize::from(wanted) => return Ok((first, now)),
+            if found > 0 {
+                first.get_or_insert(now);
+            }
+            match (found, first) {
+                (found, Some(first)) if found >= usize::from(wanted) => return Ok((first, now)),
                 _ if process.is_running() && now < deadline => {}
-                found => bail!("{found} of {wanted} routes\n{}", contenders::last_lines(process)),
+                (found, _) => bail!("{found} of {wanted} routes\n{}", contenders::last_lines(process)),
             }
             thread::sleep(LOOK);
         }
