@@ -30,7 +30,7 @@
 //! }
 //! // Once the first list of Nodes is through: look at the kernel, and do what is missing.
 //! let observed = kernel.observe();
-//! overlay.set_host(Host { external, device_macs: observed.device_macs(&settings) });
+//! overlay.set_host(Host { device_macs: observed.device_macs(&settings), ..Host::new(external) });
 //! for op in overlay.reconcile(&observed) {
 //!     kernel.run(&op)?;
 //! }
@@ -47,9 +47,12 @@
 mod annotations;
 mod display;
 mod fake;
+mod host;
 mod index;
+mod local;
 mod node;
 mod observed;
+mod offload;
 mod ops;
 mod overlay;
 mod peer;
@@ -62,14 +65,16 @@ mod units;
 
 pub use annotations::ANNOTATION_PREFIX;
 pub use fake::{FakeKernel, Refusal};
+pub use host::{Host, HostRoute};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
+pub use offload::Breakage;
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
-pub use overlay::{Host, Overlay};
+pub use overlay::Overlay;
 pub use peer::Vtep;
-pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
+pub use plan::{FdbKey, Held, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
-pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
+pub use settings::{Backend, DEFAULT_PORT, Offload, Peering, Settings, SettingsError};
 pub use subnet_env::SubnetEnv;
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
