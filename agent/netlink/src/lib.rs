@@ -4,10 +4,13 @@
 //! opened. It reads what is ours or stands where ours belongs, and carries out steps; what the steps are is decided
 //! in `podway_overlay`, whose `FakeKernel` stands in for this crate in tests.
 
+mod batch;
 mod broken;
 mod dump;
 mod error;
+mod ethtool;
 mod external;
+mod host;
 mod netlink;
 mod observe;
 mod render;
