@@ -19,6 +19,7 @@ pub(crate) const LARGEST: usize = 128;
 /// it refuses by their sequence numbers; only the last is asked to be acknowledged in any case (netlink(7)).
 pub(crate) struct Batches {
     socket: TokioSocket,
+    port: u32,
     sequence: u32,
 }
 
@@ -26,11 +27,16 @@ impl Batches {
     /// In the caller's network namespace and tokio runtime.
     pub(crate) fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind_auto()?;
+        let port = socket.socket_mut().bind_auto()?.port_number();
         socket.socket_ref().connect(&SocketAddr::new(0, 0))?;
         // A refusal need not carry the request that it is about.
         socket.socket_ref().set_cap_ack(true)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, port, sequence: 0 })
+    }
+
+    /// The port by which notifications name this socket as the one that asked for the change.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     /// What the kernel says to each of the requests, of which there are at most [`LARGEST`].

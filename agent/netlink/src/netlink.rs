@@ -4,14 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use futures::StreamExt;
-use netlink_packet_route::RouteNetlinkMessage;
-use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
-use rtnetlink::Handle;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-
-use tokio::sync::Mutex;
-
+use crate::asked::Asked;
 use crate::batch::Batches;
 use crate::error::Error;
 use crate::ethtool::Ethtool;
@@ -19,6 +12,11 @@ use crate::external::{self, InterfaceChoice};
 use crate::render::Request;
 use crate::run::{self, Report};
 use crate::{host, observe};
+use futures::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
 /// A netlink socket in the network namespace in which it was opened.
 #[derive(Debug, Clone)]
@@ -26,6 +24,8 @@ pub struct Netlink {
     handle: Handle,
     batches: Arc<Mutex<Batches>>,
     ethtool: Option<Arc<Ethtool>>,
+    port: u32,
+    asked: Asked,
 }
 
 impl Netlink {
@@ -35,8 +35,14 @@ impl Netlink {
         // Strict: the kernel filters dumps instead of handing over every route of the machine (Linux 4.20).
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(Error::Open)?;
         tokio::spawn(connection);
-        let batches = Arc::new(Mutex::new(Batches::open().map_err(Error::Open)?));
-        Ok(Self { handle, batches, ethtool: Ethtool::open().ok().map(Arc::new) })
+        let batches = Batches::open().map_err(Error::Open)?;
+        Ok(Self {
+            handle,
+            port: batches.port(),
+            batches: Arc::new(Mutex::new(batches)),
+            asked: Asked::default(),
+            ethtool: Ethtool::open().ok().map(Arc::new),
+        })
     }
 
     /// All that this machine contributes to the pod network: the chosen interface, the addresses to publish, its
@@ -62,6 +68,7 @@ impl Netlink {
     /// Carries out steps in their order. A step that fails does not stop those that have nothing to do with it; see
     /// [`Report`].
     pub async fn run(&self, ops: &[Op]) -> Report {
+        self.asked.note(ops);
         run::run(self, ops).await
     }
 
@@ -69,6 +76,15 @@ impl Netlink {
     pub async fn remove_all(&self) -> Result<Report, Error> {
         let observed = self.observe(&BTreeSet::new()).await?;
         Ok(self.run(&podway_overlay::removal(&observed)).await)
+    }
+
+    /// The port by which notifications name the socket that asks for changes.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     /// Sends requests together, in their order, and returns what the kernel says to each. Of many there may be one

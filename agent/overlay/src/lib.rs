@@ -44,16 +44,21 @@
 //! # }
 //! ```
 
+mod acquire;
 mod annotations;
+mod assign;
 mod display;
 mod fake;
 mod host;
 mod index;
+mod lease;
 mod local;
+mod net_conf;
 mod node;
 mod observed;
 mod offload;
 mod ops;
+mod overlaps;
 mod overlay;
 mod peer;
 mod plan;
@@ -62,19 +67,29 @@ mod range;
 mod settings;
 mod subnet_env;
 mod units;
+mod vpc;
 
+pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
+pub use assign::{
+    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Assignment, Claim,
+    NodeSubnets, Unassigned, claim_name, claim_subnet,
+};
 pub use fake::{FakeKernel, Refusal};
 pub use host::{Host, HostRoute};
+pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
+pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use offload::Breakage;
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
+pub use overlaps::{Addressing, Claim, HostNet, Overlap, Severity, overlaps};
 pub use overlay::Overlay;
 pub use peer::Vtep;
 pub use plan::{FdbKey, Held, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
 pub use settings::{Backend, DEFAULT_PORT, Offload, Peering, Settings, SettingsError};
-pub use subnet_env::SubnetEnv;
+pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
+pub use vpc::{Room, Shortfall, VpcError, VpcNote, VpcPlan, VpcRequest, plan_vpc, vpc_notes};

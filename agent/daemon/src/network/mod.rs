@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use podway_cluster::NodeWriter;
 use podway_netlink::{InterfaceChoice, Netlink};
-use podway_nftables::{Network, NetworkRows};
+use podway_nftables::{Network, NetworkRows, Ports};
 use podway_overlay::{Family, Masquerade, Node, Op, Overlay, Peering, PerFamily, Problem};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
@@ -127,14 +127,7 @@ impl NetworkHalf {
         };
         // One family, or one peer, that cannot be served does not keep the others from what they need.
         let run = self.run(&ops).await;
-        let rows = match (self.config.network.masquerade, self.overlay.masquerade()) {
-            (true, Some(Masquerade { pod_networks, own_subnets })) => {
-                Some(NetworkRows { pod_networks, own_subnets })
-            }
-            (true, None) => None,
-            (false, _) => Some(NetworkRows::default()),
-        };
-        let written = match rows {
+        let written = match self.masquerade_rows() {
             Some(rows) => self.masquerade.replace(&rows).await?,
             None => 0,
         };
@@ -149,6 +142,18 @@ impl NetworkHalf {
             (false, steps) => debug!(steps, took, "pod network changed"),
         }
         run
+    }
+
+    /// `None` as long as this node's subnets are not known.
+    fn masquerade_rows(&self) -> Option<NetworkRows> {
+        let config = &self.config.network;
+        if !config.masquerade {
+            return Some(NetworkRows::default());
+        }
+        let Masquerade { pod_networks, own_subnets } = self.overlay.masquerade()?;
+        let non_masquerade = config.non_masquerade_cidrs.clone();
+        let ports = if config.masquerade_random { Ports::Random } else { Ports::Kept };
+        Some(NetworkRows { pod_networks, own_subnets, non_masquerade, ports })
     }
 
     /// Finds out which interface reaches the other nodes, anew when the own Node changed.
