@@ -141,6 +141,11 @@ impl Range {
         (place < self.count()).then(|| self.subnet(self.min + place))
     }
 
+    /// The place of the subnet that an address lies in; `None` outside of the network and below the first one.
+    pub(crate) fn place(&self, address: IpAddr) -> Option<u128> {
+        self.network.contains(&address).then(|| self.number(address))?.checked_sub(self.min)
+    }
+
     /// The subnets that can be handed out, from the first one up.
     pub fn subnets(&self) -> impl Iterator<Item = IpNet> {
         (self.min..=self.max).map(|number| self.subnet(number))
