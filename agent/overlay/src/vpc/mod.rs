@@ -21,6 +21,9 @@ pub use shortfall::Shortfall;
 /// broadcast address. IPv6 is counted alike.
 const NOT_FOR_PODS: u128 = 3;
 
+/// The bridge that Docker makes on every machine unless it is told otherwise.
+const DOCKER: &str = "172.17.0.0/16";
+
 /// What a cluster needs, and what it may take it from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VpcRequest {
@@ -89,7 +92,8 @@ pub enum VpcError {
 /// A node's subnet is as small as its pods allow (IPv6: a /64 if that fits, else a /80, /96, /112). The pod network
 /// holds `growth` times the nodes, the Service range `growth` times the Services (IPv6: at least a /112), or as much
 /// of that as there is room for, Services giving way first. The pod network goes to the smallest free block that holds
-/// it, the Service range where it hinders the pod network least in being widened.
+/// it, the Service range where it hinders the pod network least in being widened, and neither to Docker's own network
+/// if there is as much room elsewhere.
 ///
 /// # Errors
 /// See [`VpcError`]; the first family that does not fit is named.
@@ -106,8 +110,16 @@ pub fn plan_vpc(request: &VpcRequest) -> Result<PerFamily<Option<VpcPlan>>, VpcE
     if request.vpc.iter().next().is_none() {
         return Err(VpcError::NoVpc);
     }
-    let plan = |vpc: &Option<IpNet>| vpc.map(|vpc| Search::new(request, vpc).plan()).transpose();
+    let plan = |vpc: &Option<IpNet>| vpc.map(|vpc| plan_family(request, vpc)).transpose();
     Ok(PerFamily { v4: plan(&request.vpc.v4)?, v6: plan(&request.vpc.v6)? })
+}
+
+/// Around Docker's bridge, if that costs nothing.
+fn plan_family(request: &VpcRequest, vpc: IpNet) -> Result<VpcPlan, VpcError> {
+    let plan = Search::new(request, vpc, &[]).plan()?;
+    let docker: Vec<IpNet> = DOCKER.parse().into_iter().collect();
+    let around = Search::new(request, vpc, &docker).plan();
+    Ok(around.ok().filter(|around| around.room() == plan.room()).unwrap_or(plan))
 }
 
 impl VpcPlan {
