@@ -83,7 +83,7 @@ pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use offload::Breakage;
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
-pub use overlaps::{Addressing, Claim, HostNet, Overlap, Severity, overlaps};
+pub use overlaps::{Addressing, Claimant, HostNet, Overlap, Severity, overlaps};
 pub use overlay::Overlay;
 pub use peer::Vtep;
 pub use plan::{FdbKey, Held, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
