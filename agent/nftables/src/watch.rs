@@ -21,8 +21,9 @@ use crate::{Error, NftProcess};
 /// NFNLGRP_NFTABLES is group 7 (include/uapi/linux/netfilter/nfnetlink.h); the address takes groups as bits.
 const GROUPS: u32 = 1 << 6;
 
-/// The kernel tells of a transaction in one go: of 5,000 elements in some megabytes. Memory is taken when it is needed.
-const RECEIVE_BUFFER: usize = 16 << 20;
+/// The kernel tells of a transaction in one go: of 5,000 elements, our largest, in one or two megabytes. Memory is taken
+/// when it is needed.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// The kernel packs messages into buffers of a page or two.
 const DATAGRAM: usize = 1 << 16;

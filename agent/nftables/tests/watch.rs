@@ -161,12 +161,11 @@ fn n10_a_flushed_forward_chain_is_noticed_and_our_own_rules_there_are_not() {
 fn n13_a_watch_that_missed_something_says_that_all_may_be_damaged() {
     in_namespace(async {
         let mut node = Node::programmed().await;
-        // A second of these is more than any buffer holds, and nobody reads.
-        let mut text = String::from("table ip stranger {\n set numbers { type mark ; }\n}\n");
-        for from in (0..400_000_u32).step_by(20_000) {
-            let numbers: Vec<String> = (from..from + 20_000).map(|it| it.to_string()).collect();
-            text.push_str(&format!("add element ip stranger numbers {{ {} }}\n", numbers.join(", ")));
-        }
+        // More than the buffer holds, and nobody reads.
+        let comment = "x".repeat(120);
+        let numbers: Vec<String> = (0..80_000).map(|it| format!("{it} comment \"{comment}\"")).collect();
+        let set = "table ip stranger {\n set numbers { type mark ; }\n}\n";
+        let text = format!("{set}add element ip stranger numbers {{ {} }}\n", numbers.join(", "));
         let file = std::env::temp_dir().join(format!("podway-watch-{}.nft", std::process::id()));
         std::fs::write(&file, text).unwrap();
         nft(&format!("-f {}", file.display()));
