@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use podway_suites::{
-    Dataplane, FlannelCluster, FlannelNode, KernelState, Rules, Runner, SOON, Way, await_answers, stop,
+    Dataplane, Families, FlannelCluster, FlannelNode, KernelState, Rules, Runner, SOON, Way, await_answers,
+    stop,
 };
 use podway_testkit::{Host, Lab, Pod, Process, Running, Transport, eventually, in_lab};
 use serde_json::Value;
@@ -74,7 +75,7 @@ fn n6_what_is_taken_over_is_what_a_fresh_podway_makes() {
 #[test]
 fn n6_flannel_finds_its_macs_again_in_the_annotations_that_podway_wrote() {
     in_lab("takeover-macs", |lab| {
-        let cluster = FlannelCluster::open(lab, Rules::Nftables)?;
+        let cluster = FlannelCluster::open(lab, Rules::Nftables, Families::Both)?;
         let node = cluster.node(1)?;
         let macs =
             || LINKS.iter().map(|link| Ok(node.link(link)?["address"].clone())).collect::<Result<Vec<_>>>();
@@ -138,7 +139,7 @@ struct Pair<'lab> {
 
 impl<'lab> Pair<'lab> {
     fn open(lab: &'lab Lab, rules: Rules) -> Result<Self> {
-        let cluster = FlannelCluster::open(lab, rules)?;
+        let cluster = FlannelCluster::open(lab, rules, Families::Both)?;
         let (one, two) = (cluster.node(1)?, cluster.node(2)?);
         let peer = cluster.run(&one, Runner::Flanneld)?;
         let daemon = cluster.run(&two, Runner::Flanneld)?;
