@@ -35,6 +35,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         dataplane = ?config.dataplane,
         "podway starts"
     );
+    podway_cluster::use_annotation_prefix(&config.network.annotation_prefix);
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
     let sources = sources(&config).await?;
