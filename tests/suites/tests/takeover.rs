@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use podway_suites::{
     Dataplane, Families, FlannelCluster, FlannelNode, KernelState, Rules, Runner, SOON, Way, await_answers,
     stop,
@@ -68,6 +68,27 @@ fn n6_what_is_taken_over_is_what_a_fresh_podway_makes() {
         taken_over.0.assert_same(&KernelState::read(&pair.two)?);
         assert_eq!(pair.links_in_full()?, taken_over.1);
         pair.reach_each_other();
+        Ok(())
+    });
+}
+
+#[test]
+fn s22_cleanup_on_a_node_that_flannel_has_back_takes_nothing_from_it() {
+    in_lab("takeover-cleanup", |lab| {
+        let mut pair = Pair::open(lab, Rules::Nftables)?;
+        pair.change_to(Runner::PodwayFlanneld)?;
+        pair.change_to(Runner::Flanneld)?;
+        let (links, file) = (pair.links()?, pair.two.subnet_env()?);
+        let traffic = Traffic::start(&pair)?;
+        eventually(SOON, "flannel's routes in the place of podway's", || {
+            let state = KernelState::read(&pair.two)?;
+            ensure!(!state.mentions(" proto 105 "), "{state:#?}");
+            anyhow::Ok(())
+        });
+        pair.two.cleanup(Dataplane::Nftables)?;
+        assert!(!KernelState::read(&pair.two)?.mentions("podway"), "tables are left");
+        traffic.assert_hardly_anything_lost();
+        assert_eq!((pair.links()?, pair.two.subnet_env()?), (links, file));
         Ok(())
     });
 }
