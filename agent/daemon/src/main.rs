@@ -11,6 +11,7 @@ mod message;
 mod net_conf;
 mod network;
 mod overrides;
+mod plan;
 mod privilege;
 mod run;
 mod services;
@@ -39,6 +40,8 @@ enum Command {
     Run(Settings),
     /// Remove everything that podway programmed on this node, and nothing else. Traffic through it ends.
     Cleanup(Settings),
+    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
+    Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
     /// Run the pod network alone, by flannel's command line and variables; also when called by this name.
@@ -127,6 +130,7 @@ impl Command {
                 log::start(&config.log)?;
                 block_on(cleanup::cleanup(&config))
             }
+            Self::Plan(plan) => plan.execute(),
             Self::Config => {
                 print!("{}", config::DOCUMENTED);
                 Ok(())
