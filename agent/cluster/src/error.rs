@@ -56,6 +56,18 @@ pub enum Error {
         /// The status code, if the server answered.
         code: Option<u16>,
     },
+    /// A pod could not be read; trying again may help, unless [`is_final`](Error::is_final).
+    #[error("reading Pod {namespace}/{name}: {cause}")]
+    Pod {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+        /// The server's answer, or why there is none.
+        cause: String,
+        /// The status code, if the server answered.
+        code: Option<u16>,
+    },
 }
 
 impl Error {
@@ -63,7 +75,7 @@ impl Error {
     /// Node. A conflict (409), too many requests (429), the server's own errors and silence pass by themselves.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Patch { code, .. } => {
+            Self::Patch { code, .. } | Self::Pod { code, .. } => {
                 code.is_some_and(|code| (400..500).contains(&code) && code != 409 && code != 429)
             }
             _ => true,

@@ -16,9 +16,10 @@ mod source;
 mod test_folder;
 mod wanted;
 
-pub use api_server::NodeWriter;
+pub use api_server::{NodeWriter, node_of_pod};
 pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
 pub use event::{Event, Kind, Problem};
+pub use manifest::use_annotation_prefix;
 pub use source::Source;
 pub use wanted::{Nodes, Wanted};

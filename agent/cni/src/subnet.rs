@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ipnet::IpNet;
-use podway_overlay::Mtu;
+use podway_overlay::{Mtu, SubnetEnv};
 
 use crate::error::Error;
 
@@ -26,23 +26,9 @@ impl NodeSubnets {
 }
 
 fn parse(text: &str) -> Result<NodeSubnets, String> {
-    let field = |name: &str| {
-        let lines = text.lines().filter_map(|line| line.trim().split_once('='));
-        lines.filter(|(key, _)| *key == name).map(|(_, value)| value).next_back()
-    };
-    let mut subnets = Vec::new();
-    for name in ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"] {
-        if let Some(value) = field(name) {
-            let subnet: IpNet = value.parse().map_err(|_| format!("{name}={value} is not a subnet"))?;
-            subnets.push(subnet.trunc());
-        }
-    }
-    if subnets.is_empty() {
-        return Err("it has no FLANNEL_SUBNET and no FLANNEL_IPV6_SUBNET".to_owned());
-    }
-    let mtu = field("FLANNEL_MTU").ok_or("it has no FLANNEL_MTU")?;
-    let mtu = mtu.parse().ok().and_then(|mtu| Mtu::new(mtu).ok());
-    Ok(NodeSubnets { subnets, mtu: mtu.ok_or("its FLANNEL_MTU is not an MTU")? })
+    let env = SubnetEnv::parse(text).map_err(|error| error.to_string())?;
+    let subnets = env.subnets.iter().map(|(_, (_, subnet))| *subnet).collect();
+    Ok(NodeSubnets { subnets, mtu: env.mtu })
 }
 
 #[cfg(test)]
@@ -53,21 +39,21 @@ mod tests {
     fn n11_the_subnet_file_gives_subnets_and_mtu() {
         let text = "FLANNEL_NETWORK=10.77.0.0/16\nFLANNEL_SUBNET=10.77.12.1/24\nFLANNEL_IPV6_NETWORK=fd77::/48\n\
                     FLANNEL_IPV6_SUBNET=fd77:0:0:c::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
-        let subnets = parse(text).unwrap();
-        assert_eq!(subnets.subnets, ["10.77.12.0/24".parse().unwrap(), "fd77:0:0:c::/64".parse().unwrap()]);
-        assert_eq!(subnets.mtu, Mtu::new(1430).unwrap());
+        let node = parse(text).unwrap();
+        assert_eq!(node.subnets, ["10.77.12.0/24".parse().unwrap(), "fd77:0:0:c::/64".parse().unwrap()]);
+        assert_eq!(node.mtu, Mtu::new(1430).unwrap());
     }
 
     #[test]
-    fn n11_a_subnet_file_that_lacks_something_says_what() {
-        for (text, says) in [
-            ("", "FLANNEL_SUBNET"),
-            ("FLANNEL_SUBNET=x\nFLANNEL_MTU=1450", "FLANNEL_SUBNET=x"),
-            ("FLANNEL_SUBNET=10.0.0.1/24\n", "FLANNEL_MTU"),
-            ("FLANNEL_SUBNET=10.0.0.1/24\nFLANNEL_MTU=y", "FLANNEL_MTU"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(says), "{text:?}: {error}");
-        }
+    fn n11_a_useless_subnet_file_asks_to_try_again_and_says_why() {
+        let folder = std::env::temp_dir().join(format!("podway-cni-subnet-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("subnet.env");
+        let error = NodeSubnets::read(&path).unwrap_err();
+        assert!(error.code() == 11 && error.details().contains("No such file"), "{}", error.details());
+        fs::write(&path, "FLANNEL_MTU=1450\n").unwrap();
+        let error = NodeSubnets::read(&path).unwrap_err();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(error.code() == 11 && error.details().contains("FLANNEL_NETWORK"), "{}", error.details());
     }
 }

@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::message;
-use crate::network::{remove_overlay, remove_subnet_file};
+use crate::network::{remove_overlay, subnet_file};
 use crate::privilege::require_net_admin;
 
 /// Removes tables, links, routes, pinned programs and the subnet file. Goes on after a failure, so that one broken
@@ -24,7 +24,7 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     );
     note("Service tables", Services::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
     note("pod network masquerade", Network::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
-    note("subnet file", remove_subnet_file(config).await);
+    note("subnet file", subnet_file::remove(config).await);
     note("VXLAN links and routes", remove_overlay().await);
     match failures.is_empty() {
         true => Ok(()),

@@ -11,6 +11,7 @@ use podway_cluster::{EtcdConfig, SourceConfig};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::net_conf;
 use crate::overrides::{self, Override};
 
 /// The documented configuration file, every field at its default.
@@ -108,6 +109,10 @@ pub(crate) struct NetworkConfig {
     pub port: u16,
     /// The MTU between the nodes; 0 = the interface's.
     pub mtu: u32,
+    /// Whether VXLAN links learn where MACs are from the packets they receive; flannel's option.
+    pub learning: bool,
+    /// Whether VXLAN packets carry the Group Based Policy; flannel's option.
+    pub gbp: bool,
     /// Who computes the checksums of encapsulated packets.
     pub checksum_offload: ChecksumOffload,
     /// Whether pods get the node's address towards everything outside the pod network.
@@ -220,6 +225,8 @@ impl Default for NetworkConfig {
             vni: 1,
             port: 8472,
             mtu: 0,
+            learning: false,
+            gbp: false,
             checksum_offload: ChecksumOffload::Auto,
             masquerade: true,
             masquerade_random: true,
@@ -341,6 +348,8 @@ impl Config {
             from_tree(tree.clone()).with_context(|| change.origin.clone())?;
         }
         let mut config = from_tree(tree)?;
+        net_conf::read(&mut config.network)?;
+        config.check()?;
         config.node_name = node_name(&config.node_name)?;
         Ok(config)
     }

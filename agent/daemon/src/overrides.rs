@@ -44,6 +44,8 @@ const FIELDS: &[&str] = &[
     "network.vni",
     "network.port",
     "network.mtu",
+    "network.learning",
+    "network.gbp",
     "network.checksumOffload",
     "network.masquerade",
     "network.masqueradeRandom",
@@ -142,6 +144,11 @@ impl Override {
             bail!("--set {flag}: there is no field {path}; `podway config` lists them");
         };
         Self::new(format!("--set {flag}"), path, value)
+    }
+
+    /// A field of the configuration, with a value that needs no reading.
+    pub(crate) fn of(origin: String, path: &'static str, value: Value) -> Self {
+        Self { origin, path, value }
     }
 
     fn new(origin: String, path: &'static str, text: &str) -> Result<Self> {

@@ -35,6 +35,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         dataplane = ?config.dataplane,
         "podway starts"
     );
+    podway_cluster::use_annotation_prefix(&config.network.annotation_prefix);
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
     let sources = sources(&config).await?;
@@ -136,6 +137,11 @@ pub(crate) trait Half {
     type Event;
     /// Takes note of an event; events that come in a burst are all noted before anything is written.
     fn apply(&mut self, event: Self::Event);
+    /// Waits until somebody else changed what is ours, and takes note of it. May be dropped and called again at any
+    /// time.
+    async fn disturbed(&mut self) {
+        std::future::pending().await
+    }
     /// Brings the kernel to what is planned. An error is final.
     async fn reconcile(&mut self) -> Result<Next>;
 }
@@ -231,6 +237,11 @@ async fn run_half<H: Half>(
         tokio::select! {
             _ = stop.changed() => return Ok(()),
             () = sleep_until(due) => {}
+            () = half.disturbed() => {
+                if matches!(next, Next::After(_)) {
+                    continue;
+                }
+            }
             Some(event) = events.recv() => {
                 half.apply(event);
                 while let Ok(event) = events.try_recv() {

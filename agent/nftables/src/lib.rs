@@ -6,10 +6,12 @@
 
 mod adopt;
 mod chains;
+mod children;
 mod element;
 mod error;
 mod fake;
 mod json;
+mod listing;
 mod network;
 mod process;
 mod schema;
@@ -20,5 +22,5 @@ pub use error::Error;
 pub use fake::FakeNft;
 pub use network::{Network, NetworkRows};
 pub use process::{Nft, NftProcess};
-pub use schema::DEFAULT_MARK;
+pub use schema::{DEFAULT_MARK, Ports};
 pub use services::Services;

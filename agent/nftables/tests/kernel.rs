@@ -119,6 +119,7 @@ fn n10_the_networks_rows_are_found_again() {
         let rows = NetworkRows {
             pod_networks: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
             own_subnets: vec!["10.77.3.0/24".parse().unwrap(), "10.78.0.1/32".parse().unwrap()],
+            ..NetworkRows::default()
         };
         let mut network = Network::adopt(NftProcess::default(), DEFAULT_MARK).await.unwrap();
         assert_eq!(network.replace(&rows).await.unwrap(), 4);

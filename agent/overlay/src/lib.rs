@@ -44,13 +44,18 @@
 //! # }
 //! ```
 
+mod acquire;
 mod annotations;
+mod assign;
 mod display;
 mod fake;
 mod index;
+mod lease;
+mod net_conf;
 mod node;
 mod observed;
 mod ops;
+mod overlaps;
 mod overlay;
 mod peer;
 mod plan;
@@ -59,17 +64,27 @@ mod range;
 mod settings;
 mod subnet_env;
 mod units;
+mod vpc;
 
+pub use acquire::{Acquisition, Decision};
 pub use annotations::ANNOTATION_PREFIX;
+pub use assign::{
+    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Assignment, Claim,
+    NodeSubnets, Unassigned, claim_name, claim_subnet,
+};
 pub use fake::{FakeKernel, Refusal};
+pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
+pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
+pub use overlaps::{Addressing, Claim, HostNet, Overlap, Severity, overlaps};
 pub use overlay::{Host, Overlay};
 pub use peer::Vtep;
 pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
 pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
-pub use subnet_env::SubnetEnv;
+pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
+pub use vpc::{Room, Shortfall, VpcError, VpcNote, VpcPlan, VpcRequest, plan_vpc, vpc_notes};

@@ -124,6 +124,11 @@ impl ControlPlane {
         self.api.request(Request { method, path, content_type, body: &body })
     }
 
+    /// A watch, such as `/api/v1/nodes?watch=1`: HTTP as it comes, one event a line among headers and chunk lengths.
+    pub fn watch(&self, path: &str) -> Result<std::net::TcpStream> {
+        self.api.open(path)
+    }
+
     /// Runs the real `kubectl` as the administrator and returns what it printed. A quarter of a second each.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let kubeconfig = self.kubeconfig();

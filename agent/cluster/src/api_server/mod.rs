@@ -5,6 +5,7 @@ mod contact;
 mod fold;
 mod follow;
 mod node_writer;
+mod pod;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use tokio::sync::mpsc::Sender;
 use self::contact::Contact;
 use self::follow::{Closed, Followed, endpoint_slices, follow, nodes, services};
 pub use self::node_writer::NodeWriter;
+pub use self::pod::node_of_pod;
 use crate::{Error, Event, KubeConfig, Wanted, manifest};
 
 /// A configured API server.

@@ -1,22 +1,23 @@
 //! The network half: Nodes in; links, routes, neighbours, FDB entries, masquerade and flannel's files out.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
-use std::net::IpAddr;
-use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+mod announce;
+mod settings;
+pub(crate) mod subnet_file;
 
-use anyhow::{Context, Result, bail};
-use podway_cluster::{NodeWriter, SourceConfig};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use podway_cluster::NodeWriter;
 use podway_netlink::{InterfaceChoice, Netlink};
-use podway_nftables::{Network, NetworkRows};
-use podway_overlay::{
-    Host, LinkName, Masquerade, Mtu, Node, Observed, Op, Overlay, Peering, Problem, Settings, Vni,
-};
+use podway_nftables::{Network, NetworkRows, Ports};
+use podway_overlay::{Host, LinkName, Masquerade, Node, Observed, Op, Overlay, Peering, Problem};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
+use self::announce::Announcer;
+pub(crate) use self::settings::overlay_settings;
 use crate::config::Config;
 use crate::message;
 use crate::run::{Half, Listed, NetworkEvent, Next};
@@ -24,29 +25,19 @@ use crate::run::{Half, Listed, NetworkEvent, Next};
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// How long the API server may take to note this node's part; it is asked again later.
-const ANNOTATE_DEADLINE: Duration = Duration::from_secs(5);
-
 /// Turns Nodes into the pod network of this one.
 pub(crate) struct NetworkHalf {
     config: Config,
     overlay: Overlay,
     netlink: Netlink,
     masquerade: Network,
-    writer: Option<NodeWriter>,
     own: Option<Node>,
     /// The own Node as it was when the external interface was chosen.
     located: Option<Node>,
     listed: Listed,
-    /// Annotations that were written and that the Node has not shown yet.
-    told: BTreeMap<String, String>,
-    /// Whether the Node was told that its network works.
-    available: bool,
-    /// When the API server is to be told again, after it could not be.
-    tell_again: Option<Instant>,
+    announcer: Announcer,
     problems: BTreeSet<Problem>,
     retry: Retry,
-    tell_retry: Retry,
 }
 
 impl NetworkHalf {
@@ -56,39 +47,18 @@ impl NetworkHalf {
             overlay: Overlay::new(overlay_settings(config)?)?,
             netlink: Netlink::open()?,
             masquerade,
-            writer: writer.filter(|_| peering(config) == Peering::Annotated),
+            announcer: Announcer::new(
+                writer.filter(|_| settings::peering(config) == Peering::Annotated),
+                &config.node_name,
+                config.network.node_condition,
+            ),
             own: None,
             located: None,
             listed: Listed::Nothing,
-            told: BTreeMap::new(),
-            available: false,
-            tell_again: None,
             problems: BTreeSet::new(),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
-            tell_retry: Retry::new(Duration::from_secs(1), Duration::from_secs(60)),
             config: config.clone(),
         })
-    }
-}
-
-/// The pod network as configured.
-pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
-    let network = &config.network;
-    let mut settings = Settings::new(&config.node_name, network.pod_networks.clone(), peering(config));
-    settings.vni = Vni::new(network.vni).context("network.vni")?;
-    settings.port = network.port;
-    settings.mtu = match network.mtu {
-        0 => None,
-        mtu => Some(Mtu::new(mtu).context("network.mtu")?),
-    };
-    Ok(settings)
-}
-
-/// Nodes of an API server tell each other their part by annotations; files are written by nobody but their owner.
-fn peering(config: &Config) -> Peering {
-    match (&config.source, config.network.nodes.as_os_str().is_empty()) {
-        (SourceConfig::Kube(_), true) => Peering::Annotated,
-        _ => Peering::Derived,
     }
 }
 
@@ -104,10 +74,8 @@ impl Half for NetworkHalf {
             NetworkEvent::Node(name, node) => {
                 self.overlay.apply(&name, node.as_ref());
                 if *name == *self.config.node_name {
-                    // A Node that is registered anew has neither annotations nor conditions.
-                    self.available &= node.is_some();
+                    self.announcer.node_changed(node.is_some());
                     self.own = node;
-                    self.told.clear();
                 }
             }
         }
@@ -159,18 +127,13 @@ impl NetworkHalf {
         };
         // One family, or one peer, that cannot be served does not keep the others from what they need.
         let run = self.run(&ops).await;
-        let rows = match (self.config.network.masquerade, self.overlay.masquerade()) {
-            (true, Some(Masquerade { pod_networks, own_subnets })) => {
-                Some(NetworkRows { pod_networks, own_subnets })
-            }
-            (true, None) => None,
-            (false, _) => Some(NetworkRows::default()),
-        };
-        let written = match rows {
+        let written = match self.masquerade_rows() {
             Some(rows) => self.masquerade.replace(&rows).await?,
             None => 0,
         };
-        self.write_subnet_file()?;
+        if let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) {
+            subnet_file::write(&self.config.network.subnet_file, &content.render())?;
+        }
         let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
         match (observed, steps) {
             (true, 0) => info!(took, "pod network stands as planned: nothing to change"),
@@ -179,6 +142,18 @@ impl NetworkHalf {
             (false, steps) => debug!(steps, took, "pod network changed"),
         }
         run
+    }
+
+    /// `None` as long as this node's subnets are not known.
+    fn masquerade_rows(&self) -> Option<NetworkRows> {
+        let config = &self.config.network;
+        if !config.masquerade {
+            return Some(NetworkRows::default());
+        }
+        let Masquerade { pod_networks, own_subnets } = self.overlay.masquerade()?;
+        let non_masquerade = config.non_masquerade_cidrs.clone();
+        let ports = if config.masquerade_random { Ports::Random } else { Ports::Kept };
+        Some(NetworkRows { pod_networks, own_subnets, non_masquerade, ports })
     }
 
     /// Finds out which interface reaches the other nodes, anew when the own Node changed.
@@ -221,66 +196,11 @@ impl NetworkHalf {
         Err(first.error.into())
     }
 
-    /// flannel's CNI plugin reads it (contract N9). Written beside and renamed, so that nobody reads half of it.
-    fn write_subnet_file(&self) -> Result<()> {
-        let path = &self.config.network.subnet_file;
-        let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) else { return Ok(()) };
-        let content = content.render();
-        if path.as_os_str().is_empty() || fs::read_to_string(path).is_ok_and(|held| held == content) {
-            return Ok(());
-        }
-        let write = || -> io::Result<()> {
-            let folder = path.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(folder)?;
-            let beside = folder.join(format!(".{}", path.file_name().unwrap_or_default().to_string_lossy()));
-            fs::write(&beside, &content)?;
-            fs::rename(&beside, path)
-        };
-        write().with_context(|| format!("network.subnetFile {}", path.display()))
-    }
-
-    /// Tells the cluster how this node is reached, and that its network works if all of it does. The pod network does
-    /// not depend on it: after a failure returns when to try again, whatever happens meanwhile.
+    /// Tells the cluster how this node is reached, and that its network works if all of it does.
     async fn announce(&mut self, complete: bool) -> Option<Duration> {
-        if let Some(due) = self.tell_again
-            && let Some(wait) = due.checked_duration_since(Instant::now())
-        {
-            return Some(wait);
-        }
-        match self.tell(complete).await {
-            Ok(()) => {
-                self.tell_retry.succeeded();
-                self.tell_again = None;
-            }
-            Err(error) => {
-                let wait = self.tell_retry.failed();
-                warn!(again_in = ?wait, "other nodes do not learn of this one: {}", message::of(&error));
-                self.tell_again = Some(Instant::now() + wait);
-            }
-        }
-        self.tell_again.map(|due| due.saturating_duration_since(Instant::now()))
-    }
-
-    async fn tell(&mut self, complete: bool) -> Result<()> {
-        let Some(writer) = &self.writer else { return Ok(()) };
-        let node = &self.config.node_name;
-        let annotations = self.overlay.annotations().into_iter().map(|(key, value)| (key.to_owned(), value));
-        let annotations: BTreeMap<String, String> = annotations.collect();
-        if !annotations.is_empty() && annotations != self.told {
-            let written = tokio::time::timeout(ANNOTATE_DEADLINE, writer.annotate(node, &annotations)).await;
-            written.context("the API server does not answer")?.context("annotations of this Node")?;
-            info!(node, "this node's part of the pod network is announced");
-            self.told = annotations;
-        }
-        if complete && !self.available && self.located.is_some() {
-            let now = SystemTime::now();
-            let written = tokio::time::timeout(ANNOTATE_DEADLINE, writer.network_available(node, now)).await;
-            written
-                .context("the API server does not answer")?
-                .context("condition NetworkUnavailable of this Node")?;
-            self.available = true;
-        }
-        Ok(())
+        let annotations = self.overlay.annotations().into_iter();
+        let annotations = annotations.map(|(key, value)| (key.to_owned(), value)).collect();
+        self.announcer.announce(annotations, complete && self.located.is_some()).await
     }
 
     fn report_problems(&mut self) {
@@ -308,22 +228,5 @@ pub(crate) async fn remove_overlay() -> Result<()> {
     match report.failures.into_iter().next() {
         Some(failure) => Err(failure.error.into()),
         None => Ok(()),
-    }
-}
-
-/// Removes the file for flannel's CNI plugin, if podway's links show that it runs the pod network here; a flannel
-/// beside a podway that only runs Services keeps its own (contract S22). To be called before the links go.
-pub(crate) async fn remove_subnet_file(config: &Config) -> Result<()> {
-    let path = &config.network.subnet_file;
-    let names = Overlay::new(overlay_settings(config)?)?.link_names();
-    let observed = Netlink::open()?.observe(&names).await?;
-    if !observed.links.values().any(|link| link.ours) {
-        return Ok(());
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound && !path.as_os_str().is_empty() => {
-            bail!("{}: {error}", path.display())
-        }
-        _ => Ok(()),
     }
 }
