@@ -56,6 +56,22 @@ pub enum Error {
         /// The status code, if the server answered.
         code: Option<u16>,
     },
+    /// A field of `etcd` cannot be used.
+    #[error("etcd.{field}: {cause}")]
+    EtcdField {
+        /// The name in the configuration.
+        field: &'static str,
+        /// Why not.
+        cause: String,
+    },
+    /// etcd did not do what it was asked; trying again may help.
+    #[error("etcd {endpoint}: {cause}")]
+    Etcd {
+        /// The member that was asked.
+        endpoint: String,
+        /// Its answer, or why there is none.
+        cause: String,
+    },
     /// A pod could not be read; trying again may help, unless [`is_final`](Error::is_final).
     #[error("reading Pod {namespace}/{name}: {cause}")]
     Pod {
@@ -78,6 +94,7 @@ impl Error {
             Self::Patch { code, .. } | Self::Pod { code, .. } => {
                 code.is_some_and(|code| (400..500).contains(&code) && code != 409 && code != 429)
             }
+            Self::Etcd { .. } => false,
             _ => true,
         }
     }

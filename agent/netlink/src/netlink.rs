@@ -8,7 +8,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use podway_overlay::{ExternalInterface, LinkName, Observed, Op};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::AsyncSocket;
 
+use crate::asked::Asked;
 use crate::error::Error;
 use crate::external::{self, InterfaceChoice};
 use crate::observe;
@@ -18,6 +20,8 @@ use crate::run::{self, Report};
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
+    port: u32,
+    asked: Asked,
 }
 
 impl Netlink {
@@ -25,9 +29,11 @@ impl Netlink {
     /// connection as a task of its own until the last clone is dropped.
     pub fn open() -> Result<Self, Error> {
         // Strict: the kernel filters dumps instead of handing over every route of the machine (Linux 4.20).
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(Error::Open)?;
+        let (mut connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().map_err(Error::Open)?;
+        let port = connection.socket_mut().socket_mut().bind_auto().map_err(Error::Open)?.port_number();
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, port, asked: Asked::default() })
     }
 
     /// Finds the interface that carries the encapsulated packets (contract N8).
@@ -47,6 +53,7 @@ impl Netlink {
     /// Carries out steps in their order. A step that fails does not stop those that have nothing to do with it; see
     /// [`Report`].
     pub async fn run(&self, ops: &[Op]) -> Report {
+        self.asked.note(ops);
         run::run(self, ops).await
     }
 
@@ -54,6 +61,15 @@ impl Netlink {
     pub async fn remove_all(&self) -> Result<Report, Error> {
         let observed = self.observe(&BTreeSet::new()).await?;
         Ok(self.run(&podway_overlay::removal(&observed)).await)
+    }
+
+    /// The port by which notifications name this socket as the one that asked for the change.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     /// Sends a request that is answered with success or an error number.

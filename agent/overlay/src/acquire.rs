@@ -47,7 +47,7 @@ impl Acquisition<'_> {
     ///
     /// `random` is any number, to choose by.
     pub fn decide<'a>(&self, leases: &'a [Lease], random: u64) -> Decision<'a> {
-        let own = || leases.iter().filter(|lease| self.is_own(lease));
+        let own = || leases.iter().filter(|lease| lease.attributes.is_of_the_node_of(self.attributes));
         if let Some(lease) = own().find(|lease| self.fits(&lease.subnets)) {
             return Decision::Reuse(lease);
         }
@@ -67,14 +67,6 @@ impl Acquisition<'_> {
             (range, subnet) => range.is_none() && subnet.is_none(),
         };
         self.ranges.iter().next().is_some() && Family::BOTH.into_iter().all(fits)
-    }
-
-    fn is_own(&self, lease: &Lease) -> bool {
-        match (self.attributes.public_ip, self.attributes.public_ipv6) {
-            (Some(v4), _) => lease.attributes.public_ip == Some(v4),
-            (None, Some(v6)) => lease.attributes.public_ipv6 == Some(v6),
-            (None, None) => false,
-        }
     }
 
     fn candidate(&self, leases: &[Lease], random: u64) -> Decision<'static> {

@@ -141,6 +141,16 @@ impl LeaseAttributes {
         serde_json::to_string(&value).unwrap_or_default()
     }
 
+    /// Whether both speak for one node: they have the same IPv4 address, or the same IPv6 address where the other has
+    /// no IPv4 one.
+    pub fn is_of_the_node_of(&self, other: &Self) -> bool {
+        match (other.public_ip, other.public_ipv6) {
+            (Some(v4), _) => self.public_ip == Some(v4),
+            (None, Some(v6)) => self.public_ipv6 == Some(v6),
+            (None, None) => false,
+        }
+    }
+
     /// The Node that would say the same by its annotations.
     pub fn node(&self, name: Arc<str>, subnets: &PerFamily<Option<IpNet>>) -> Node {
         let public = [self.public_ip.map(IpAddr::V4), self.public_ipv6.map(IpAddr::V6)];

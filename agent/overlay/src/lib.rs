@@ -78,7 +78,7 @@ pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRa
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
-pub use overlaps::{Addressing, Claim, HostNet, Overlap, Severity, overlaps};
+pub use overlaps::{Addressing, Claimant, HostNet, Overlap, Severity, overlaps};
 pub use overlay::{Host, Overlay};
 pub use peer::Vtep;
 pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};

@@ -40,10 +40,14 @@ impl Namespace {
 
     /// Runs `ip` in it once for many lines.
     pub(crate) fn ip_batch(&self, lines: &str) {
+        feed(self.batch(), lines);
+    }
+
+    /// An `ip` in it that reads lines.
+    pub(crate) fn batch(&self) -> Command {
         let mut ip = Command::new("ip");
-        let mut ip = ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-        ip.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-        assert!(ip.wait().unwrap().success(), "ip -batch");
+        ip.args(["-n", &self.name, "-batch", "-"]);
+        ip
     }
 
     /// Runs `bridge` in it.
@@ -123,6 +127,13 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
+}
+
+/// Runs a program that reads `lines`; it must succeed.
+pub(crate) fn feed(mut program: Command, lines: &str) {
+    let mut running = program.stdin(Stdio::piped()).spawn().unwrap();
+    running.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(running.wait().unwrap().success(), "{program:?}");
 }
 
 /// Runs `job` with a netlink socket in the namespace of this thread, on this thread.
