@@ -44,6 +44,9 @@ enum Command {
     Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
+    /// Attach or detach a pod, as a CNI runtime asks in CNI_* variables and on standard input. Under the plugin's name,
+    /// with nothing but CNI_COMMAND, no argument is needed.
+    Cni,
     /// Run the pod network alone, by flannel's command line and variables; also when called by this name.
     #[command(disable_help_flag = true)]
     Flanneld {
@@ -95,9 +98,15 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
+    // Before anything else is looked at: a pod waits for it.
+    if podway_cni::is_called() {
+        return podway_cni::run();
+    }
     let command = Cli::parse_from(arguments(std::env::args_os().collect())).command;
-    if let Command::Flanneld { flags } = &command {
-        return flanneld::main(flags);
+    match &command {
+        Command::Flanneld { flags } => return flanneld::main(flags),
+        Command::Cni => return podway_cni::run(),
+        _ => {}
     }
     match command.execute() {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,7 +144,7 @@ impl Command {
                 print!("{}", config::DOCUMENTED);
                 Ok(())
             }
-            Self::Flanneld { .. } => unreachable!("flanneld has exit statuses of its own"),
+            Self::Flanneld { .. } | Self::Cni => unreachable!("these have exit statuses of their own"),
         }
     }
 }
