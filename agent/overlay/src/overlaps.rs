@@ -39,14 +39,14 @@ pub struct HostNet {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overlap {
     /// Of the pods or the Services.
-    pub range: Claim,
+    pub range: Claimant,
     /// What is in its way.
-    pub with: Claim,
+    pub with: Claimant,
 }
 
 /// Who claims addresses.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Claim {
+pub enum Claimant {
     /// This node's pods.
     OwnSubnet(IpNet),
     /// The pods of the cluster.
@@ -84,8 +84,10 @@ impl Overlap {
     pub fn severity(&self) -> Severity {
         match (&self.range, &self.with) {
             // A wider route goes on for all that is not this node's pods.
-            (Claim::OwnSubnet(own), Claim::Host { net, .. }) if is_around(net, own) => Severity::Warning,
-            (Claim::OwnSubnet(_), _) => Severity::Error,
+            (Claimant::OwnSubnet(own), Claimant::Host { net, .. }) if is_around(net, own) => {
+                Severity::Warning
+            }
+            (Claimant::OwnSubnet(_), _) => Severity::Error,
             _ => Severity::Warning,
         }
     }
@@ -98,10 +100,10 @@ impl Overlap {
 /// neither do routes and addresses of ours. A route to the network of an address of this machine is not
 /// named beside the address. What overlaps the own subnet is not named once more for the pod network around it.
 pub fn overlaps(addressing: &Addressing) -> Vec<Overlap> {
-    let own = addressing.own_subnets.iter().map(|net| Claim::OwnSubnet(net.trunc()));
-    let pods = addressing.pod_networks.iter().map(|net| Claim::PodNetwork(net.trunc()));
-    let services: Vec<Claim> =
-        addressing.service_ranges.iter().map(|net| Claim::ServiceRange(net.trunc())).collect();
+    let own = addressing.own_subnets.iter().map(|net| Claimant::OwnSubnet(net.trunc()));
+    let pods = addressing.pod_networks.iter().map(|net| Claimant::PodNetwork(net.trunc()));
+    let services: Vec<Claimant> =
+        addressing.service_ranges.iter().map(|net| Claimant::ServiceRange(net.trunc())).collect();
     let others = others(addressing);
     let mut found: Vec<Overlap> = Vec::new();
     for range in own.chain(pods) {
@@ -111,14 +113,14 @@ pub fn overlaps(addressing: &Addressing) -> Vec<Overlap> {
     for range in &services {
         found.extend(clashes(range, &others));
     }
-    found.extend(among(&addressing.pod_networks, Claim::PodNetwork));
-    found.extend(among(&addressing.service_ranges, Claim::ServiceRange));
+    found.extend(among(&addressing.pod_networks, Claimant::PodNetwork));
+    found.extend(among(&addressing.service_ranges, Claimant::ServiceRange));
     found.sort_by_key(|overlap| std::cmp::Reverse(overlap.severity()));
     found
 }
 
 /// What is in nobody's power to move: this machine's networks and the nodes.
-fn others(addressing: &Addressing) -> Vec<Claim> {
+fn others(addressing: &Addressing) -> Vec<Claimant> {
     let hosts = || addressing.host.iter().filter(|host| !host.ours && !is_default_route(&host.net));
     let addressed: BTreeSet<IpNet> =
         hosts().filter(|host| is_address(&host.net)).map(|host| host.net.trunc()).collect();
@@ -127,12 +129,15 @@ fn others(addressing: &Addressing) -> Vec<Claim> {
         .filter(|HostNet { net, .. }| is_address(net) || (!addressed.contains(net) && routed.insert(*net)));
     let nodes = addressing.nodes.iter();
     named
-        .map(|host| Claim::Host { net: host.net, what: host.what.clone() })
-        .chain(nodes.map(|(name, address)| Claim::Node { name: name.clone(), address: *address }))
+        .map(|host| Claimant::Host { net: host.net, what: host.what.clone() })
+        .chain(nodes.map(|(name, address)| Claimant::Node { name: name.clone(), address: *address }))
         .collect()
 }
 
-fn clashes<'a>(range: &Claim, with: impl IntoIterator<Item = &'a Claim>) -> impl Iterator<Item = Overlap> {
+fn clashes<'a>(
+    range: &Claimant,
+    with: impl IntoIterator<Item = &'a Claimant>,
+) -> impl Iterator<Item = Overlap> {
     with.into_iter()
         .filter(|with| overlap(&range.net(), &with.net()))
         .map(|with| Overlap { range: range.clone(), with: with.clone() })
@@ -140,12 +145,12 @@ fn clashes<'a>(range: &Claim, with: impl IntoIterator<Item = &'a Claim>) -> impl
 
 /// Whether it is about a pod network whose subnet of this node has the same in its way.
 fn is_named(found: &[Overlap], new: &Overlap) -> bool {
-    let Claim::PodNetwork(network) = &new.range else { return false };
+    let Claimant::PodNetwork(network) = &new.range else { return false };
     found.iter().any(|known| known.with == new.with && network.contains(&known.range.net()))
 }
 
 /// Overlaps within one kind.
-fn among(nets: &[IpNet], claim: fn(IpNet) -> Claim) -> impl Iterator<Item = Overlap> {
+fn among(nets: &[IpNet], claim: fn(IpNet) -> Claimant) -> impl Iterator<Item = Overlap> {
     nets.iter().enumerate().flat_map(move |(at, net)| {
         let later = nets.iter().skip(at + 1).filter(|later| overlap(net, later));
         later.map(move |later| Overlap { range: claim(net.trunc()), with: claim(later.trunc()) })
@@ -172,7 +177,7 @@ fn is_default_route(net: &IpNet) -> bool {
     net.prefix_len() <= 1 || all_unicast
 }
 
-impl Claim {
+impl Claimant {
     /// The addresses, as a network without host bits.
     pub fn net(&self) -> IpNet {
         match self {
@@ -185,7 +190,7 @@ impl Claim {
     }
 }
 
-impl fmt::Display for Claim {
+impl fmt::Display for Claimant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OwnSubnet(net) => write!(f, "this node's subnet {net}"),
@@ -216,45 +221,47 @@ impl Overlap {
     fn advice(&self) -> String {
         let range = self.range.net();
         match (&self.range, &self.with) {
-            (Claim::OwnSubnet(_), Claim::ServiceRange(services)) => format!(
+            (Claimant::OwnSubnet(_), Claimant::ServiceRange(services)) => format!(
                 "pods and Services would have the same addresses; give the cluster a pod network outside of \
                  {services}"
             ),
-            (_, Claim::ServiceRange(services)) if !matches!(self.range, Claim::ServiceRange(_)) => format!(
-                "pods and Services could get the same addresses; move one of them, or keep node subnets out of \
+            (_, Claimant::ServiceRange(services)) if !matches!(self.range, Claimant::ServiceRange(_)) => {
+                format!(
+                    "pods and Services could get the same addresses; move one of them, or keep node subnets out of \
                  {services} by SubnetMin and SubnetMax"
-            ),
-            (Claim::OwnSubnet(own), Claim::Host { net, .. }) if is_around(net, own) => {
+                )
+            }
+            (Claimant::OwnSubnet(own), Claimant::Host { net, .. }) if is_around(net, own) => {
                 format!(
                     "of what it leads to, {own} cannot be reached from this node; nothing to do if nobody is there"
                 )
             }
-            (Claim::OwnSubnet(_), Claim::Host { .. }) => {
+            (Claimant::OwnSubnet(_), Claimant::Host { .. }) => {
                 "they would take each other's packets; remove it, or give the Node another subnet".to_owned()
             }
-            (Claim::OwnSubnet(_), Claim::Node { .. }) => {
+            (Claimant::OwnSubnet(_), Claimant::Node { .. }) => {
                 "packets to that node would end in this node's pods; give this Node another subnet".to_owned()
             }
-            (Claim::PodNetwork(pods), Claim::Host { net, .. }) if is_around(net, pods) => format!(
+            (Claimant::PodNetwork(pods), Claimant::Host { net, .. }) if is_around(net, pods) => format!(
                 "of what it leads to, node subnets of {pods} cannot be reached; nothing to do if nobody is there"
             ),
-            (Claim::PodNetwork(pods), Claim::Host { net, .. }) => {
+            (Claimant::PodNetwork(pods), Claimant::Host { net, .. }) => {
                 let there = if pods.contains(&net.trunc()) { net.trunc() } else { net.addr().into() };
                 format!(
                     "no node may get a subnet in {there}, and traffic to it is taken for pod traffic; choose \
                      another pod network, or keep {there} out by SubnetMin and SubnetMax"
                 )
             }
-            (Claim::PodNetwork(_), Claim::Node { address, .. }) => format!(
+            (Claimant::PodNetwork(_), Claimant::Node { address, .. }) => format!(
                 "no node may get the subnet with {address}, and traffic to that node is taken for pod traffic; \
                  choose a pod network apart from the nodes' addresses"
             ),
-            (Claim::ServiceRange(_), Claim::Host { .. }) => {
+            (Claimant::ServiceRange(_), Claimant::Host { .. }) => {
                 format!(
                     "a Service could get an address that is in use there; choose a Service range apart from it, not {range}"
                 )
             }
-            (Claim::ServiceRange(_), Claim::Node { address, .. }) => format!(
+            (Claimant::ServiceRange(_), Claimant::Node { address, .. }) => format!(
                 "a Service could get {address}; choose a Service range apart from the nodes' addresses"
             ),
             _ => "one range within another is superfluous; remove one of them".to_owned(),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use podway_cluster::NodeWriter;
 use podway_netlink::{InterfaceChoice, Netlink};
 use podway_nftables::{Network, NetworkRows, Ports};
-use podway_overlay::{Host, LinkName, Masquerade, Node, Observed, Op, Overlay, Peering, Problem};
+use podway_overlay::{Family, Masquerade, Node, Op, Overlay, Peering, PerFamily, Problem};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
@@ -161,29 +161,33 @@ impl NetworkHalf {
         if self.own.is_none() || self.located == self.own {
             return Ok(());
         }
-        let external = self.external_interface().await?;
-        let observed: Observed = self.netlink.observe(&self.overlay.link_names()).await?;
-        debug!(interface = external.name.as_str(), "external interface");
-        let device_macs = observed.device_macs(&overlay_settings(&self.config)?);
-        self.overlay.set_host(Host { external, device_macs });
+        let host = self.netlink.host(&self.interface_choice()?, &overlay_settings(&self.config)?).await?;
+        debug!(interface = host.external.name.as_str(), "external interface");
+        self.overlay.set_host(host);
         self.located = self.own.clone();
         Ok(())
     }
 
-    /// The configured one, else the one with an address of the own Node, else that of the default route.
-    async fn external_interface(&self) -> Result<podway_overlay::ExternalInterface> {
-        if let Some(name) = self.config.network.interface.first() {
-            let name = LinkName::new(name).context("network.interface")?;
-            return Ok(self.netlink.external_interface(&InterfaceChoice::Name(name)).await?);
-        }
-        let addresses: &[IpAddr] = self.own.as_ref().map_or(&[], |node| &node.addresses);
-        for address in addresses {
-            match self.netlink.external_interface(&InterfaceChoice::Owner(*address)).await {
-                Err(podway_netlink::Error::NoOwner(_)) => {}
-                found => return Ok(found?),
+    /// How the interface is chosen: as configured, but for the Node's own word (contract N8).
+    fn interface_choice(&self) -> Result<InterfaceChoice> {
+        let network = &self.config.network;
+        let settings = overlay_settings(&self.config)?;
+        let mut public =
+            PerFamily { v4: network.public_ip.map(IpAddr::V4), v6: network.public_ipv6.map(IpAddr::V6) };
+        for family in Family::BOTH {
+            if let Some(address) = self.own.as_ref().and_then(|node| node.public_ip(family).transpose()) {
+                *public.get_mut(family) = Some(address.context("annotation of this Node")?);
             }
         }
-        Ok(self.netlink.external_interface(&InterfaceChoice::DefaultRoute).await?)
+        let reach = Some(&network.interface_can_reach).filter(|text| !text.is_empty());
+        Ok(InterfaceChoice {
+            families: Family::BOTH.into_iter().filter(|family| settings.has(*family)).collect(),
+            interfaces: network.interface.clone(),
+            patterns: network.interface_regex.clone(),
+            can_reach: reach.map(|text| text.parse()).transpose().context("network.interfaceCanReach")?,
+            public,
+            node_addresses: self.own.as_ref().map(|node| node.addresses.clone()).unwrap_or_default(),
+        })
     }
 
     async fn run(&self, ops: &[Op]) -> Result<()> {

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 use podway_cluster::SourceConfig;
-use podway_overlay::{Mtu, Peering, Settings, Vni};
+use podway_overlay::{Backend, Mtu, Offload, Peering, Settings, Vni};
 
-use crate::config::Config;
+use crate::config::{self, ChecksumOffload, Config};
 
 /// The pod network as configured.
 pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
@@ -16,6 +16,17 @@ pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
         0 => None,
         mtu => Some(Mtu::new(mtu).context("network.mtu")?),
     };
+    settings.backend = match network.backend {
+        config::Backend::Vxlan => Backend::Vxlan,
+        config::Backend::HostGw => Backend::HostGw,
+    };
+    settings.direct_routing = network.direct_routing;
+    settings.checksum_offload = match network.checksum_offload {
+        ChecksumOffload::Auto => Offload::Auto,
+        ChecksumOffload::On => Offload::On,
+        ChecksumOffload::Off => Offload::Off,
+    };
+    settings.blackhole = network.blackhole_route;
     Ok(settings)
 }
 
