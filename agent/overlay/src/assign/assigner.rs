@@ -77,6 +77,7 @@ enum State {
 enum Next {
     LookAtOthers,
     Secure,
+    Hold,
     Refuse(Unassigned),
 }
 
@@ -175,7 +176,8 @@ impl Assigner {
         });
     }
 
-    /// Claims of this Node's uid: own ones are used again, or deleted where they are of no use.
+    /// Claims of this Node's uid: own ones are used again. What is left over is deleted if the Node has subnets; before
+    /// that, a late write may still make them the Node's.
     fn found(&mut self, mut claims: Vec<Claim>) {
         claims.sort();
         self.places = match self.is_given() {
@@ -190,7 +192,8 @@ impl Assigner {
                 Some(place) => {
                     *place = Place { subnet: Some(claim.subnet), hold: Hold::Found(claim), ..*place }
                 }
-                None => useless.push(claim),
+                None if !self.node.pod_cidrs.is_empty() => useless.push(claim),
+                None => {}
             }
         }
         let theirs = others.into_iter().find(|claim| self.node.pod_cidrs.contains(&claim.subnet));
@@ -225,6 +228,7 @@ impl Assigner {
         match next {
             Next::LookAtOthers => self.state = State::LookingAtOthers,
             Next::Secure => self.secure(),
+            Next::Hold => self.hold(),
             Next::Refuse(why) => self.finish(Err(why)),
         }
     }
@@ -370,11 +374,14 @@ impl Assigner {
     fn verified(&mut self, claims: &[Claim]) {
         let stands =
             |held: &Claim| claims.iter().any(|claim| claim.uid == held.uid && claim.machine == held.machine);
-        let all_stand = self.held().all(stands);
-        match all_stand {
-            true => self.hold(),
-            false => self.begin_anew(),
+        if !self.held().all(stands) {
+            return self.begin_anew();
         }
+        let is_left_over = |claim: &&Claim| {
+            claim.machine == self.policy.machine && self.held().all(|held| held.uid != claim.uid)
+        };
+        let useless = claims.iter().filter(is_left_over).cloned().collect();
+        self.clear(useless, Next::Hold);
     }
 
     /// Whether the subnets were written after a survey that these very claims passed, and the claims stand still.
