@@ -307,10 +307,10 @@ async fn open(
     let source = Source::open(&SourceConfig::Kube(config), &Wanted::everything()).await?;
     let policy = AssignPolicy {
         node: name.into(),
-        machine: machine.to_owned(),
+        machine: machine.into(),
         mode,
         ranges: ranges.to_vec(),
-        namespace: NAMESPACE.to_owned(),
+        namespace: NAMESPACE.into(),
     };
     source.subnet_claims(policy).context("no API server")
 }

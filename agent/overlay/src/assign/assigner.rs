@@ -23,7 +23,7 @@ const MOST_CREATIONS: u8 = 64;
 const MOST_ROUNDS: u8 = 8;
 
 /// One attempt to get this node its subnets. It keeps nothing that matters: the next attempt is a new one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Assigner {
     policy: Arc<AssignPolicy>,
     random: u64,
@@ -38,7 +38,7 @@ pub struct Assigner {
 }
 
 /// A subnet that is to be held.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Place {
     /// Where it is chosen from; `None` = it stands in `spec.podCIDRs` and cannot be chosen.
     range: Option<Range>,
@@ -47,7 +47,7 @@ struct Place {
     hold: Hold,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Hold {
     Nothing,
     /// A claim of this machine from an earlier attempt.
@@ -57,7 +57,7 @@ enum Hold {
     Created(Claim),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum State {
     Reading,
     ListingOwn,
@@ -73,7 +73,7 @@ enum State {
 }
 
 /// What follows when claims that are of no use are deleted.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Next {
     LookAtOthers,
     Secure,
@@ -81,7 +81,7 @@ enum Next {
     Refuse(Unassigned),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Purpose {
     /// All is claimed: is nothing in the way?
     Check,
@@ -444,10 +444,10 @@ impl Assigner {
         Unassigned::OtherMachine {
             node: self.policy.node.clone(),
             subnet: claim.subnet,
-            machine: (&*self.policy.machine).into(),
-            namespace: (&*self.policy.namespace).into(),
+            machine: self.policy.machine.clone(),
+            namespace: self.policy.namespace.clone(),
             lease: claim_name(&claim.subnet).into(),
-            holder: claim.machine.into(),
+            holder: claim.machine,
         }
     }
 

@@ -6,6 +6,8 @@
 mod world;
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
 
 use ipnet::IpNet;
 use podway_overlay::{AssignMode, Range, Unassigned};
@@ -21,7 +23,8 @@ struct Explorer {
     /// What may go wrong, besides daemons that are killed.
     faults: fn(&World) -> Vec<Action>,
     most_faults: u8,
-    seen: BTreeSet<(World, u8)>,
+    /// By their hashes: a hundred thousand worlds are large.
+    seen: BTreeSet<u64>,
 }
 
 impl Explorer {
@@ -32,12 +35,12 @@ impl Explorer {
         each: impl Fn(&World),
     ) -> usize {
         let mut explorer = Self { faults, most_faults, seen: BTreeSet::new() };
-        let mut open = vec![(start, Vec::new(), 0)];
-        while let Some((world, path, faults)) = open.pop() {
+        let mut open = vec![(start, 0, Path(None))];
+        while let Some((world, faults, path)) = open.pop() {
             if let Err(why) = world.check() {
-                panic!("{why}\n{path:#?}\n{world:#?}");
+                panic!("{why}\n{:#?}\n{world:#?}", path.actions());
             }
-            if !explorer.seen.insert((world.clone(), faults)) {
+            if !explorer.seen.insert(hash(&(&world, faults))) {
                 continue;
             }
             each(&world);
@@ -47,8 +50,7 @@ impl Explorer {
             for (action, is_fault) in explorer.actions(&world, faults) {
                 let mut next = world.clone();
                 next.act(action);
-                let path = [&path[..], &[action]].concat();
-                open.push((next, path, faults + u8::from(is_fault)));
+                open.push((next, faults + u8::from(is_fault), path.and(action)));
             }
         }
         explorer.seen.len()
@@ -64,6 +66,27 @@ impl Explorer {
         actions.retain(|(action, _)| world.allows(*action));
         actions
     }
+}
+
+/// How a state was reached, shared with those that were reached from the same one.
+#[derive(Clone)]
+struct Path(Option<Rc<(Action, Path)>>);
+
+impl Path {
+    fn and(&self, action: Action) -> Self {
+        Self(Some(Rc::new((action, self.clone()))))
+    }
+
+    /// The last one first.
+    fn actions(&self) -> Vec<Action> {
+        std::iter::successors(self.0.as_ref(), |step| step.1.0.as_ref()).map(|step| step.0).collect()
+    }
+}
+
+fn hash(state: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn broken_requests(world: &World) -> Vec<Action> {

@@ -10,7 +10,7 @@ use podway_overlay::{
 };
 
 /// Everything there is: compared as a whole, so that no state is looked at twice.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct World {
     pub(crate) nodes: BTreeMap<&'static str, NodeSubnets>,
     pub(crate) claims: BTreeMap<IpNet, Claim>,
@@ -21,20 +21,20 @@ pub(crate) struct World {
 }
 
 /// A machine. What it programs stays in its kernel when the daemon dies.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Daemon {
     policy: Arc<AssignPolicy>,
     seed: u64,
     attempt: Option<Assigner>,
     /// The uid of its Node, as it read it last.
-    node_uid: String,
+    node_uid: Arc<str>,
     pub(crate) programs: Option<Programmed>,
     pub(crate) refusal: Option<Unassigned>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Programmed {
-    pub(crate) node_uid: String,
+    pub(crate) node_uid: Arc<str>,
     pub(crate) subnets: Vec<IpNet>,
 }
 
@@ -76,17 +76,17 @@ impl World {
     ) -> Self {
         let policy = AssignPolicy {
             node: name.into(),
-            machine: machine.to_owned(),
+            machine: machine.into(),
             mode,
             ranges: ranges.to_vec(),
-            namespace: "kube-system".to_owned(),
+            namespace: "kube-system".into(),
         };
         let seed = self.daemons.len() as u64;
         self.daemons.push(Daemon {
             policy: Arc::new(policy),
             seed,
             attempt: None,
-            node_uid: String::new(),
+            node_uid: "".into(),
             programs: None,
             refusal: None,
         });
@@ -254,10 +254,15 @@ impl World {
     /// A request that nobody waits for; a claim says which machine it is of by its daemon, found by the Node's name.
     fn serve(&mut self, sender: &Arc<str>, request: &AssignRequest) {
         let (node, machine) = sender.split_once('/').unwrap_or((sender, ""));
-        self.serve_machine(&node.into(), machine, request);
+        self.serve_machine(&node.into(), &machine.into(), request);
     }
 
-    fn serve_machine(&mut self, name: &Arc<str>, machine: &str, request: &AssignRequest) -> AssignAnswer {
+    fn serve_machine(
+        &mut self,
+        name: &Arc<str>,
+        machine: &Arc<str>,
+        request: &AssignRequest,
+    ) -> AssignAnswer {
         match request {
             AssignRequest::Node => AssignAnswer::Node(self.nodes.get(&**name).cloned()),
             AssignRequest::Grace => AssignAnswer::Done,
@@ -274,7 +279,7 @@ impl World {
                     uid,
                     version,
                     node_uid: node_uid.clone(),
-                    machine: machine.to_owned(),
+                    machine: machine.clone(),
                 };
                 self.claims.insert(*subnet, claim.clone());
                 AssignAnswer::Claim(claim)
@@ -316,9 +321,9 @@ impl World {
         self.nodes.values().all(|node| node.uid != claim.node_uid)
     }
 
-    fn new_id(&mut self, kind: &str) -> String {
+    fn new_id(&mut self, kind: &str) -> Arc<str> {
         self.objects += 1;
-        format!("{kind}-{}", self.objects)
+        format!("{kind}-{}", self.objects).into()
     }
 }
 
