@@ -44,6 +44,9 @@ impl CniNode {
             symlink(reference(plugin)?, cni.folder.join("bin").join(plugin))?;
         }
         cni.subnets(&["10.77.1.1/24", "fd77:0:0:1::1/64"])?;
+        // As it is once a node has had a pod: tests compare what the kernel holds before and after.
+        cni.node.sysctl("net.ipv4.ip_forward", "1")?;
+        cni.node.sysctl("net.ipv6.conf.all.forwarding", "1")?;
         Ok(cni)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, TcpListener};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,9 +23,9 @@ fn n11_pods_of_one_node_and_their_host_reach_each_other_in_both_families_at_once
         cni.node().sysctl("net.ipv6.conf.default.accept_dad", "1")?;
         let pods = [cni.node().sandbox("one")?, cni.node().sandbox("two")?];
         pods.iter().try_for_each(|pod| pod.sysctl("net.ipv6.conf.default.accept_dad", "1"))?;
-        let node_server = listen(cni.node())?;
+        let node_server = cni.node().serve("node", PORT)?;
         let answers = [cni.add(&pods[0])?, cni.add(&pods[1])?];
-        let pod_server = listen(&pods[1])?;
+        let pod_server = pods[1].serve("two", PORT)?;
         for address in answers[1].addresses() {
             reaches(&pods[0], (address, PORT), AT_ONCE)?;
             reaches(cni.node(), (address, PORT), AT_ONCE)?;
@@ -66,6 +66,8 @@ fn n11_the_result_has_interfaces_addresses_routes_and_dns_and_the_pod_has_them_t
     in_lab("cni-result", |lab| {
         let cni = CniNode::new(lab)?;
         let pod = cni.node().sandbox("pod")?;
+        cni.node().sysctl("net.ipv4.ip_forward", "0")?;
+        cni.node().sysctl("net.ipv6.conf.all.forwarding", "0")?;
         let config = cni.config(json!({ "dns": { "nameservers": ["10.96.0.10"] }, "mtu": 1400 }));
         let added = cni.call("ADD", &pod, &config)?.succeeded("ADD")?;
         let result = &added.json;
@@ -128,7 +130,7 @@ fn n11_200_parallel_adds_give_200_addresses_of_each_family_and_every_pod_reaches
         let pods: Vec<Host> =
             (0..200).map(|n| cni.node().sandbox(&format!("p{n}"))).collect::<Result<_>>()?;
         let before = KernelState::read(cni.node())?;
-        let _server = listen(cni.node())?;
+        let _server = cni.node().serve("node", PORT)?;
         let added: Vec<Answer> = all_at_once(&pods, |pod| cni.add(pod))?;
         let addresses: BTreeSet<IpAddr> = added.iter().flat_map(Answer::addresses).collect();
         assert_eq!(addresses.len(), 400);
@@ -367,7 +369,7 @@ fn n11_gc_frees_leaked_addresses_and_links_and_leaves_valid_ones_and_strangers()
         let valid: BTreeSet<IpAddr> = added[2..].iter().flat_map(Answer::addresses).collect();
         assert_eq!(cni.reserved()?, valid);
         assert!(KernelState::read(cni.node())?.mentions("veth0f00"));
-        let _server = listen(&pods[3])?;
+        let _server = pods[3].serve("p3", PORT)?;
         for address in added[3].addresses() {
             reaches(&pods[2], (address, PORT), SOON)?;
         }
@@ -443,7 +445,7 @@ fn n11_portmap_tuning_and_bandwidth_work_in_the_chain_and_check_accepts_what_the
         assert_eq!(added.addresses().len(), 2, "{added:?}");
         assert_eq!(added.json["interfaces"][1]["mac"], "02:00:00:00:77:01");
         cni.chain("CHECK", &pod, &chain[..1], &added.json)?;
-        let _server = listen(&pod)?;
+        let _server = pod.serve("pod", PORT)?;
         for address in added.addresses() {
             reaches(cni.node(), (address, PORT), SOON)?;
         }
@@ -454,11 +456,6 @@ fn n11_portmap_tuning_and_bandwidth_work_in_the_chain_and_check_accepts_what_the
         assert_eq!(of_ours, Vec::<&str>::new(), "portmap's empty chains stay, nothing else");
         Ok(())
     });
-}
-
-/// Accepts connections on every address of the host for as long as it is kept.
-fn listen(host: &Host) -> Result<TcpListener> {
-    Ok(host.enter(|| TcpListener::bind(("::", PORT)))??)
 }
 
 /// Does `work` for all pods at the same time.
