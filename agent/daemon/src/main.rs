@@ -13,6 +13,7 @@ mod message;
 mod net_conf;
 mod network;
 mod overrides;
+mod plan;
 mod privilege;
 mod run;
 mod services;
@@ -41,6 +42,8 @@ enum Command {
     Run(Settings),
     /// Remove everything that podway programmed on this node, and nothing else. Traffic through it ends.
     Cleanup(Settings),
+    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
+    Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
     /// Attach or detach a pod, as a CNI runtime asks in CNI_* variables and on standard input. Under the plugin's name,
@@ -138,6 +141,7 @@ impl Command {
                 log::start(&config.log)?;
                 block_on(cleanup::cleanup(&config))
             }
+            Self::Plan(plan) => plan.execute(),
             Self::Config => {
                 print!("{}", config::DOCUMENTED);
                 Ok(())

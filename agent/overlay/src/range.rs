@@ -190,6 +190,7 @@ fn six(address: IpAddr) -> &'static str {
     if address.is_ipv6() { "IPv6" } else { "" }
 }
 
+/// The address as a number.
 pub(crate) fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
@@ -197,6 +198,7 @@ pub(crate) fn bits(address: IpAddr) -> u128 {
     }
 }
 
+/// The number as an address.
 pub(crate) fn address(family: Family, bits: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from(u32::try_from(bits).unwrap_or(u32::MAX)).into(),

@@ -171,7 +171,7 @@ impl Assigner {
         let subnets = self.node.pod_cidrs.clone();
         self.finish(match subnets.is_empty() {
             true => Err(Unassigned::LeftToOthers(name)),
-            false => Ok(Assignment { subnets, is_new: false }),
+            false => Ok(Assignment { subnets, is_new: false, unguarded: None }),
         });
     }
 
@@ -387,7 +387,8 @@ impl Assigner {
     }
 
     fn hold(&mut self) {
-        self.finish(Ok(Assignment { subnets: self.subnets(), is_new: !self.is_given() }));
+        let (subnets, is_new) = (self.subnets(), !self.is_given());
+        self.finish(Ok(Assignment { subnets, is_new, unguarded: None }));
     }
 
     fn held(&self) -> impl Iterator<Item = &Claim> {
@@ -436,10 +437,10 @@ impl Assigner {
         Unassigned::OtherMachine {
             node: self.policy.node.clone(),
             subnet: claim.subnet,
-            machine: self.policy.machine.clone(),
-            namespace: self.policy.namespace.clone(),
-            lease: claim_name(&claim.subnet),
-            holder: claim.machine,
+            machine: (&*self.policy.machine).into(),
+            namespace: (&*self.policy.namespace).into(),
+            lease: claim_name(&claim.subnet).into(),
+            holder: claim.machine.into(),
         }
     }
 

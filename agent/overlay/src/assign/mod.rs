@@ -149,6 +149,9 @@ pub struct Assignment {
     pub subnets: Vec<IpNet>,
     /// Whether podway chose them now.
     pub is_new: bool,
+    /// Why they are not claimed, where the API server does not allow it: another machine of this name would go
+    /// unnoticed.
+    pub unguarded: Option<String>,
 }
 
 /// Why this node has no subnets that it may use.
@@ -186,13 +189,13 @@ pub enum Unassigned {
         /// Its subnet.
         subnet: IpNet,
         /// The other machine.
-        holder: String,
+        holder: Box<str>,
         /// This machine.
-        machine: String,
+        machine: Box<str>,
         /// Where the claim is.
-        namespace: String,
+        namespace: Box<str>,
         /// The claim's name.
-        lease: String,
+        lease: Box<str>,
     },
     /// The Node was given a subnet that another one has too.
     #[error(
