@@ -51,6 +51,30 @@ fn n5_x6_flannels_stock_configuration_with_ipv4_alone() {
 }
 
 #[test]
+fn n3_x6_podway_joins_flannel_over_etcd_and_everybody_reaches_everybody() {
+    in_lab("flannel-etcd-joined", |lab| {
+        let cluster = FlannelCluster::over_etcd(lab, Rules::Nftables, Families::Both)?;
+        everybody_reaches_everybody(
+            lab,
+            &cluster,
+            [Runner::Flanneld, Runner::Flanneld, Runner::PodwayFlanneld],
+        )
+    });
+}
+
+#[test]
+fn n3_x6_flannel_joins_podway_over_etcd_and_everybody_reaches_everybody() {
+    in_lab("flannel-etcd-joins", |lab| {
+        let cluster = FlannelCluster::over_etcd(lab, Rules::Iptables, Families::Ipv4)?;
+        everybody_reaches_everybody(
+            lab,
+            &cluster,
+            [Runner::PodwayFlanneld, Runner::PodwayRun, Runner::Flanneld],
+        )
+    });
+}
+
+#[test]
 fn n9_podway_writes_the_subnet_env_that_flannel_wrote() {
     in_lab("flannel-subnet-env", |lab| {
         let cluster = FlannelCluster::open(lab, Rules::Nftables, Families::Ipv4)?;
@@ -116,8 +140,7 @@ fn x6_with_the_rights_and_variables_of_flannels_manifest_podway_runs_in_its_plac
             let is_available = conditions
                 .iter()
                 .any(|condition| condition["type"] == "NetworkUnavailable" && condition["status"] == "False");
-            let annotations = cluster.annotations(node.name()).ok();
-            let is_announced = annotations == node.expected_annotations().ok();
+            let is_announced = cluster.announced(&node).ok() == cluster.expected(&node).ok();
             if is_available && is_announced { Ok(()) } else { Err(seen.to_string()) }
         });
         assert!(!podway.log().contains("forbidden"), "{}", podway.log());
@@ -183,11 +206,11 @@ fn everybody_reaches_everybody(lab: &Lab, cluster: &FlannelCluster<'_>, runners:
     reach_each_other(&[&one, &two, &three])?;
     for site in [&one, &two, &three] {
         let name = site.node.name();
-        assert_eq!(cluster.annotations(name)?, site.node.expected_annotations()?, "{name}");
+        assert_eq!(cluster.announced(&site.node)?, cluster.expected(&site.node)?, "{name}");
     }
     assert!(lab.vxlan_packets()? > 0);
 
-    let gone = two.node.subnets().to_vec();
+    let gone = two.node.subnets();
     drop((two.daemon, two.servers));
     cluster.leave(two.node)?;
     for site in [&one, &three] {
