@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::ops::Deref;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
@@ -178,11 +180,24 @@ impl<'lab> FlannelCluster<'lab> {
 
     /// podway by flannel's command line, and what several on one machine must have for themselves.
     pub fn podway_flanneld(&self, node: &FlannelNode) -> Result<Command> {
-        let link = node.folder()?.join("flanneld");
-        if !link.exists() {
-            std::os::unix::fs::symlink(binary("podway")?, &link)?;
-        }
-        let command = self.line(node, link)?;
+        self.podway_line(node, node.flanneld_link()?)
+    }
+
+    /// The same as a container that is not privileged has it: `/proc/sys` can only be read, and there are no
+    /// capabilities but those of flannel's manifest.
+    pub fn confined_podway_flanneld(&self, node: &FlannelNode) -> Result<Command> {
+        let (link, script) = (node.flanneld_link()?, node.folder()?.join("confined"));
+        let confined = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+                        exec setpriv --bounding-set=-all,+net_admin,+net_raw \"$@\"";
+        let text =
+            format!("#!/bin/sh\nexec unshare --mount sh -c '{confined}' sh {} \"$@\"\n", link.display());
+        fs::write(&script, text).with_context(|| format!("write {}", script.display()))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        self.podway_line(node, script)
+    }
+
+    fn podway_line(&self, node: &FlannelNode, program: impl AsRef<OsStr>) -> Result<Command> {
+        let command = self.line(node, program)?;
         Ok(command
             .env("PODWAY_STATUS_SOCKET", node.folder()?.join("podway.sock"))
             .env("PODWAY_MACHINE_ID_FILE", node.machine_id_file()?)
@@ -298,6 +313,15 @@ impl Families {
 }
 
 impl FlannelNode {
+    /// podway by flannel's name.
+    pub fn flanneld_link(&self) -> Result<PathBuf> {
+        let link = self.folder()?.join("flanneld");
+        if !link.exists() {
+            symlink(binary("podway")?, &link).with_context(|| format!("link {}", link.display()))?;
+        }
+        Ok(link)
+    }
+
     /// Its subnets, IPv4 first; where they are leased, those that it had last.
     pub fn subnets(&self) -> Vec<IpNet> {
         self.subnets.borrow().clone()

@@ -151,17 +151,32 @@ fn masquerade_beside(lab: &Lab, rules: Rules, flannels: &str) -> Result<()> {
     let mut pair = Pair::open(lab, rules)?;
     let outside = lab.outside("outside")?;
     let _server = outside.serve("outside", PORT)?;
-    for runner in [Runner::PodwayFlanneld, Runner::Flanneld] {
+    let ruleset = |pair: &Pair<'_>| pair.two.command("nft").args(["list", "ruleset"]).run();
+    for runner in [Runner::PodwayFlanneld, Runner::Flanneld, Runner::PodwayFlanneld] {
         pair.change_to(runner)?;
-        for way in ways_to(&outside) {
-            let answers = await_answers(&pair.pods[1], way);
-            assert_eq!(answers.sources(), [way.same_family(&pair.two)].into(), "{way} under {runner:?}");
-        }
-        pair.reach_each_other();
-        let left = pair.two.command("nft").args(["list", "ruleset"]).run()?;
-        assert!(left.contains(flannels) && left.contains("podway-network"), "{left}");
+        pair.reach_outside_as_the_node(&outside);
+        let rules = ruleset(&pair)?;
+        assert!(rules.contains(flannels) && rules.contains("podway-network"), "{rules}");
     }
+    for command in documented_commands(rules) {
+        pair.two.command("sh").args(["-c", &command]).run()?;
+    }
+    let rules = ruleset(&pair)?.to_lowercase();
+    assert!(!rules.contains("flannel"), "{rules}");
+    pair.reach_outside_as_the_node(&outside);
     Ok(())
+}
+
+/// The commands by which docs/flannel.md removes flannel's rules.
+fn documented_commands(rules: Rules) -> Vec<String> {
+    let lines = include_str!("../../../docs/flannel.md").lines().map(str::trim);
+    match rules {
+        Rules::Nftables => lines.filter(|line| line.starts_with("nft delete")).map(str::to_owned).collect(),
+        Rules::Iptables => {
+            let lines = lines.filter(|line| line.starts_with("iptables -"));
+            lines.flat_map(|line| [line.to_owned(), line.replace("iptables", "ip6tables")]).collect()
+        }
+    }
 }
 
 /// Two nodes with a flanneld each, and a pod on each that serves.
@@ -207,6 +222,16 @@ impl<'lab> Pair<'lab> {
                 assert_eq!(answers.sources(), [way.same_family(from)].into(), "{way}");
             }
         }
+    }
+
+    /// Calls from node-2's pod: out of the pod network as the node, within it as itself.
+    #[track_caller]
+    fn reach_outside_as_the_node(&self, outside: &Host) {
+        for way in ways_to(outside) {
+            let answers = await_answers(&self.pods[1], way);
+            assert_eq!(answers.sources(), [way.same_family(&self.two)].into(), "{way}");
+        }
+        self.reach_each_other();
     }
 
     /// What makes the links of node-2 those that they are: number, MAC, VNI, port and underlay.
