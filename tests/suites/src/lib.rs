@@ -4,6 +4,7 @@
 //! most of them call, the [`Way`]s to call it, and what a node's kernel holds ([`KernelState`]).
 
 mod cluster;
+mod cni;
 mod complaints;
 mod flannel;
 mod kernel;
@@ -14,6 +15,7 @@ mod web;
 mod witness;
 
 pub use cluster::{Cluster, Dataplane, Member, Source, wait_until_programmed};
+pub use cni::{Answer, CniNode, netns, reaches};
 pub use complaints::complaints;
 pub use flannel::{
     Families, FlannelCluster, FlannelNode, Rules, Runner, Subnets, stop, wait_until_network_stands,
