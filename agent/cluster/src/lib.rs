@@ -16,7 +16,7 @@ mod source;
 mod test_folder;
 mod wanted;
 
-pub use api_server::{AssignError, NodeWriter, SubnetClaims};
+pub use api_server::{AssignError, EventReason, EventWriter, NodeWriter, Regarding, SubnetClaims};
 pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
 pub use event::{Event, Kind, Problem};

@@ -124,6 +124,7 @@ fn n2_two_nodes_never_hold_one_subnet_whichever_request_is_lost_or_late_and_both
     let states = Explorer::explore(broken_requests, 2, start, |world| {
         assert_all_served(world, true);
     });
+    println!("{states} states");
     assert!(states > 1_000, "{states} states");
 }
 
@@ -145,6 +146,7 @@ fn n2_two_machines_with_one_name_are_never_both_served_and_one_of_them_is() {
             refused[0].refusal
         );
     });
+    println!("{states} states");
     assert!(states > 1_000, "{states} states");
 }
 
@@ -160,6 +162,7 @@ fn n2_what_deleted_nodes_held_is_free_again_with_and_without_a_garbage_collector
         assert_all_served(world, false);
         assert_all_served(world, true);
     });
+    println!("{states} states");
     assert!(states > 1_000, "{states} states");
 }
 
@@ -172,6 +175,7 @@ fn n2_claims_that_an_administrator_deletes_do_not_let_two_nodes_hold_one_subnet(
         &[subnets(2)],
     );
     let states = Explorer::explore(an_administrator_meddles, 2, start, |_| {});
+    println!("{states} states");
     assert!(states > 1_000, "{states} states");
 }
 
@@ -184,6 +188,7 @@ fn n2_another_allocator_and_podway_never_make_two_machines_hold_one_subnet() {
         &[subnets(2)],
     );
     let states = Explorer::explore(another_allocator, 2, start, |_| {});
+    println!("{states} states");
     assert!(states > 1_000, "{states} states");
 }
 
@@ -198,6 +203,7 @@ fn n2_daemons_that_are_told_different_subnet_lengths_never_hold_overlapping_subn
         &[finer],
     );
     let states = Explorer::explore(broken_requests, 2, start, |_| {});
+    println!("{states} states");
     assert!(states > 1_000, "{states} states");
 }
 
