@@ -56,6 +56,34 @@ pub enum Error {
         /// The status code, if the server answered.
         code: Option<u16>,
     },
+    /// A field of `etcd` cannot be used.
+    #[error("etcd.{field}: {cause}")]
+    EtcdField {
+        /// The name in the configuration.
+        field: &'static str,
+        /// Why not.
+        cause: String,
+    },
+    /// etcd did not do what it was asked; trying again may help.
+    #[error("etcd {endpoint}: {cause}")]
+    Etcd {
+        /// The member that was asked.
+        endpoint: String,
+        /// Its answer, or why there is none.
+        cause: String,
+    },
+    /// A pod could not be read; trying again may help, unless [`is_final`](Error::is_final).
+    #[error("reading Pod {namespace}/{name}: {cause}")]
+    Pod {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+        /// The server's answer, or why there is none.
+        cause: String,
+        /// The status code, if the server answered.
+        code: Option<u16>,
+    },
     /// A step of the assignment of subnets failed; trying again may help, unless [`is_final`](Error::is_final).
     #[error("{step}: {cause}")]
     Assign {
@@ -73,9 +101,10 @@ impl Error {
     /// Node. A conflict (409), too many requests (429), the server's own errors and silence pass by themselves.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Patch { code, .. } | Self::Assign { code, .. } => {
+            Self::Patch { code, .. } | Self::Pod { code, .. } | Self::Assign { code, .. } => {
                 code.is_some_and(|code| (400..500).contains(&code) && code != 409 && code != 429)
             }
+            Self::Etcd { .. } => false,
             _ => true,
         }
     }

@@ -8,6 +8,7 @@ mod config;
 mod decode;
 mod directory;
 mod error;
+mod etcd;
 mod event;
 mod manifest;
 mod outage;
@@ -16,9 +17,13 @@ mod source;
 mod test_folder;
 mod wanted;
 
-pub use api_server::{AssignError, EventReason, EventWriter, NodeWriter, Regarding, SubnetClaims};
+pub use api_server::{
+    AssignError, EventReason, EventWriter, NodeWriter, Regarding, SubnetClaims, node_of_pod,
+};
 pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
+pub use etcd::{EtcdStore, LeaseRequest};
 pub use event::{Event, Kind, Problem};
+pub use manifest::use_annotation_prefix;
 pub use source::Source;
 pub use wanted::{Nodes, Wanted};

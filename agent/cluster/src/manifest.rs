@@ -4,13 +4,28 @@
 //! absent or null; what that means is decided in [`crate::decode`].
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
-use podway_overlay::ANNOTATION_PREFIX;
 use serde::{Deserialize, Deserializer};
+
+/// What flannel's Node annotations begin with, when it is not the usual.
+static ANNOTATION_PREFIX: OnceLock<String> = OnceLock::new();
+
+/// Takes another beginning for flannel's Node annotations, slash or hyphen included (flannel's
+/// --kube-annotation-prefix). To be called once, before the first source is opened: objects are cut down to what is
+/// read while they are parsed, where nothing but a constant of the process is at hand.
+pub fn use_annotation_prefix(prefix: &str) {
+    // A second call would come too late for what has been read; the first one stands.
+    let _ = ANNOTATION_PREFIX.set(prefix.to_owned());
+}
+
+pub(crate) fn annotation_prefix() -> &'static str {
+    ANNOTATION_PREFIX.get().map_or(podway_overlay::ANNOTATION_PREFIX, String::as_str)
+}
 
 pub(crate) const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -139,7 +154,7 @@ fn slim_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
         resource_version: slim.resource_version,
         creation_timestamp: slim.creation_timestamp,
         labels: kept(slim.labels, |key| [SERVICE_PROXY_NAME, HEADLESS, SERVICE_NAME, ZONE].contains(&key)),
-        annotations: kept(slim.annotations, |key| key.starts_with(ANNOTATION_PREFIX)),
+        annotations: kept(slim.annotations, |key| key.starts_with(annotation_prefix())),
         ..ObjectMeta::default()
     })
 }

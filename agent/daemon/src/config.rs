@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use podway_cluster::{EtcdConfig, SourceConfig};
+pub(crate) use podway_overlay::AssignMode;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::net_conf;
 use crate::overrides::{self, Override};
 
 /// The documented configuration file, every field at its default.
@@ -108,6 +110,10 @@ pub(crate) struct NetworkConfig {
     pub port: u16,
     /// The MTU between the nodes; 0 = the interface's.
     pub mtu: u32,
+    /// Whether VXLAN links learn where MACs are from the packets they receive; flannel's option.
+    pub learning: bool,
+    /// Whether VXLAN packets carry the Group Based Policy; flannel's option.
+    pub gbp: bool,
     /// Who computes the checksums of encapsulated packets.
     pub checksum_offload: ChecksumOffload,
     /// Whether pods get the node's address towards everything outside the pod network.
@@ -132,11 +138,13 @@ pub(crate) struct NetworkConfig {
 }
 
 /// `network.assign`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct AssignConfig {
-    /// Whether podway gives this node subnets that the cluster does not.
+    /// Whether podway gives this node subnets that the cluster does not (contract N2).
     pub mode: AssignMode,
+    /// The namespace of the Leases that subnets are claimed by.
+    pub namespace: String,
     /// Length of a node's IPv4 subnet; 0 = 24, or two more than the range's where that is too long.
     pub subnet_len: u8,
     /// The first and the last IPv4 subnet to hand out, by their first address; by default the second and the last.
@@ -154,17 +162,19 @@ pub(crate) struct AssignConfig {
     pub ipv6_subnet_max: Option<Ipv6Addr>,
 }
 
-/// Whether podway assigns subnets (contract N2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum AssignMode {
-    /// If the cluster gives none for a while, and no Node has one that podway did not assign.
-    #[default]
-    Auto,
-    /// If the Node has none.
-    Always,
-    /// Not at all.
-    Never,
+impl Default for AssignConfig {
+    fn default() -> Self {
+        Self {
+            mode: AssignMode::Auto,
+            namespace: "kube-system".to_owned(),
+            subnet_len: 0,
+            subnet_min: None,
+            subnet_max: None,
+            ipv6_subnet_len: 0,
+            ipv6_subnet_min: None,
+            ipv6_subnet_max: None,
+        }
+    }
 }
 
 /// `network.backend`.
@@ -220,6 +230,8 @@ impl Default for NetworkConfig {
             vni: 1,
             port: 8472,
             mtu: 0,
+            learning: false,
+            gbp: false,
             checksum_offload: ChecksumOffload::Auto,
             masquerade: true,
             masquerade_random: true,
@@ -341,6 +353,8 @@ impl Config {
             from_tree(tree.clone()).with_context(|| change.origin.clone())?;
         }
         let mut config = from_tree(tree)?;
+        net_conf::read(&mut config.network)?;
+        config.check()?;
         config.node_name = node_name(&config.node_name)?;
         Ok(config)
     }

@@ -4,16 +4,22 @@
 //! decided in podway-proxy and podway-overlay; what touches the kernel is in podway-nftables, -netlink and -bpf.
 
 mod cleanup;
+#[cfg_attr(not(test), allow(dead_code, reason = "called by the network half"))]
+mod cni_files;
 mod config;
+mod flanneld;
 mod log;
 mod message;
+mod net_conf;
 mod network;
 mod overrides;
+mod plan;
 mod privilege;
 mod run;
 mod services;
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -36,8 +42,20 @@ enum Command {
     Run(Settings),
     /// Remove everything that podway programmed on this node, and nothing else. Traffic through it ends.
     Cleanup(Settings),
+    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
+    Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
+    /// Attach or detach a pod, as a CNI runtime asks in CNI_* variables and on standard input. Under the plugin's name,
+    /// with nothing but CNI_COMMAND, no argument is needed.
+    Cni,
+    /// Run the pod network alone, by flannel's command line and variables; also when called by this name.
+    #[command(disable_help_flag = true)]
+    Flanneld {
+        /// flannel's flags; --help lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG")]
+        flags: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -82,13 +100,32 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command.execute() {
+    // Before anything else is looked at: a pod waits for it.
+    if podway_cni::is_called() {
+        return podway_cni::run();
+    }
+    let command = Cli::parse_from(arguments(std::env::args_os().collect())).command;
+    match &command {
+        Command::Flanneld { flags } => return flanneld::main(flags),
+        Command::Cni => return podway_cni::run(),
+        _ => {}
+    }
+    match command.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("podway: {}", message::of(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// A program called `flanneld` is `podway flanneld` (contract X6).
+fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments.first().and_then(|path| Path::new(path).file_name()).map(OsStr::to_owned);
+    if let Some(name) = name.filter(|name| name == "flanneld") {
+        arguments.insert(1, name);
+    }
+    arguments
 }
 
 impl Command {
@@ -104,10 +141,12 @@ impl Command {
                 log::start(&config.log)?;
                 block_on(cleanup::cleanup(&config))
             }
+            Self::Plan(plan) => plan.execute(),
             Self::Config => {
                 print!("{}", config::DOCUMENTED);
                 Ok(())
             }
+            Self::Flanneld { .. } | Self::Cni => unreachable!("these have exit statuses of their own"),
         }
     }
 }
@@ -119,4 +158,21 @@ fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
     // A source may wait for a server; nothing of it is worth waiting for at the end.
     runtime.shutdown_background();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x6_flannels_flags_reach_flanneld_untouched_by_either_name() {
+        let line = ["--help", "--version", "-iface=eth0", "--", "x"];
+        for program in [&["/opt/bin/flanneld"][..], &["/usr/bin/podway", "flanneld"]] {
+            let words = program.iter().chain(&line).map(OsString::from).collect();
+            let Command::Flanneld { flags } = Cli::parse_from(arguments(words)).command else {
+                panic!("{program:?}")
+            };
+            assert_eq!(flags, line);
+        }
+    }
 }

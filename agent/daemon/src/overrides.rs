@@ -28,6 +28,7 @@ const FIELDS: &[&str] = &[
     "network.netConf",
     "network.podNetworks",
     "network.assign.mode",
+    "network.assign.namespace",
     "network.assign.subnetLen",
     "network.assign.subnetMin",
     "network.assign.subnetMax",
@@ -44,6 +45,8 @@ const FIELDS: &[&str] = &[
     "network.vni",
     "network.port",
     "network.mtu",
+    "network.learning",
+    "network.gbp",
     "network.checksumOffload",
     "network.masquerade",
     "network.masqueradeRandom",
@@ -83,6 +86,7 @@ const TEXT: &[&str] = &[
     "network.etcd.username",
     "network.etcd.password",
     "network.netConf",
+    "network.assign.namespace",
     "network.interfaceCanReach",
     "network.annotationPrefix",
     "network.subnetFile",
@@ -142,6 +146,11 @@ impl Override {
             bail!("--set {flag}: there is no field {path}; `podway config` lists them");
         };
         Self::new(format!("--set {flag}"), path, value)
+    }
+
+    /// A field of the configuration, with a value that needs no reading.
+    pub(crate) fn of(origin: String, path: &'static str, value: Value) -> Self {
+        Self { origin, path, value }
     }
 
     fn new(origin: String, path: &'static str, text: &str) -> Result<Self> {

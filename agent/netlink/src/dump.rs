@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::netlink::Netlink;
 
 /// A link of any sort.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: IfIndex,
     pub(crate) name: LinkName,
@@ -41,9 +41,27 @@ pub(crate) struct Address {
     pub(crate) flags: AddressHeaderFlags,
 }
 
-/// A route of the main table, of whatever type.
+/// An ARP, ND or FDB entry. An FDB entry's address is that of the tunnel's other end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Neighbour {
+    pub(crate) link: IfIndex,
+    pub(crate) is_fdb: bool,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) mac: Option<Mac>,
+    state: u16,
+}
+
+impl Neighbour {
+    /// The state is a set of flags: `bridge fdb add` sets more than the one that makes an entry permanent.
+    pub(crate) fn is_permanent(&self) -> bool {
+        self.state & u16::from(NeighbourState::Permanent) != 0
+    }
+}
+
+/// A route of whatever type.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteEntry {
+    pub(crate) table: u32,
     pub(crate) destination: IpNet,
     pub(crate) kind: RouteType,
     pub(crate) protocol: RouteProtocol,
@@ -61,7 +79,7 @@ pub(crate) struct Hop {
 }
 
 impl RouteEntry {
-    /// The hop of a unicast route that has one, as all of ours have.
+    /// The hop of a unicast route that has one, as all of ours to peers have.
     pub(crate) fn only_hop(&self) -> Option<&Hop> {
         match (self.kind, &self.hops[..]) {
             (RouteType::Unicast, [hop]) => Some(hop),
@@ -142,7 +160,7 @@ pub(crate) async fn routes(
                 Routes::OfProtocol(protocol) => u8::from(route.protocol) == protocol,
                 Routes::OfLink(index) => route.hops.iter().any(|hop| hop.link == index),
             };
-            Ok(listed.into_iter().filter_map(|message| route(message, family)).filter(wanted).collect())
+            Ok(listed.into_iter().filter_map(route).filter(wanted).collect())
         }
         // A namespace that never had a route has no table either.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -150,8 +168,47 @@ pub(crate) async fn routes(
     }
 }
 
+/// The link and source address by which packets to `address` leave, as the kernel decides; `None` if they do not.
+pub(crate) async fn way_to(
+    netlink: &Netlink,
+    address: IpAddr,
+) -> Result<Option<(IfIndex, Option<IpAddr>)>, Error> {
+    let mut request = RouteMessage::default();
+    request.header.address_family =
+        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    request.attributes.push(RouteAttribute::Destination(address.into()));
+    let message = match netlink.ask(RouteNetlinkMessage::GetRoute(request)).await {
+        Ok(Some(RouteNetlinkMessage::NewRoute(message))) => message,
+        Ok(_) => return Ok(None),
+        Err(error) if unreachable(&error) => return Ok(None),
+        Err(cause) => return Err(Error::refused(format!("find the way to {address}"), cause)),
+    };
+    let link = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(IfIndex(*index)),
+        _ => None,
+    });
+    let source = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => route_address(address),
+        _ => None,
+    });
+    Ok(link.map(|link| (link, source)))
+}
+
+fn unreachable(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL))
+}
+
 fn link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    match message {
+        RouteNetlinkMessage::NewLink(message) => read_link(message),
+        _ => None,
+    }
+}
+
+pub(crate) fn read_link(message: LinkMessage) -> Option<Link> {
     let mut link = Link {
         index: IfIndex(message.header.index),
         name: message.attributes.iter().find_map(|attribute| match attribute {
@@ -193,7 +250,8 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
 }
 
 fn vxlan(data: &[InfoVxlan]) -> VxlanState {
-    let mut state = VxlanState { vni: 0, port: 0, local: None, lower: None, learning: false, mode: None };
+    let mut state =
+        VxlanState { vni: 0, port: 0, local: None, lower: None, learning: false, gbp: false, mode: None };
     for value in data {
         match value {
             InfoVxlan::Id(vni) => state.vni = *vni,
@@ -207,7 +265,7 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanState {
             InfoVxlan::L2Miss(true) | InfoVxlan::L3Miss(true) => state.mode = Some("miss notifications"),
             InfoVxlan::Proxy(true) | InfoVxlan::Rsc(true) => state.mode = Some("proxy mode"),
             InfoVxlan::Vnifilter(true) => state.mode = Some("a VNI filter"),
-            InfoVxlan::Gbp => state.mode = Some("GBP"),
+            InfoVxlan::Gbp => state.gbp = true,
             InfoVxlan::Gpe => state.mode = Some("GPE"),
             _ => {}
         }
@@ -216,7 +274,13 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanState {
 }
 
 fn address(message: RouteNetlinkMessage) -> Option<Address> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    match message {
+        RouteNetlinkMessage::NewAddress(message) => read_address(&message),
+        _ => None,
+    }
+}
+
+pub(crate) fn read_address(message: &AddressMessage) -> Option<Address> {
     // On a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL, where there is one, is ours.
     let (mut own, mut other) = (None, None);
     for attribute in &message.attributes {
@@ -230,22 +294,28 @@ fn address(message: RouteNetlinkMessage) -> Option<Address> {
     Some(Address { link: IfIndex(message.header.index), net, flags: message.header.flags })
 }
 
-/// The state is a set of flags: `bridge fdb add` sets more than the one that makes an entry permanent.
 fn permanent(message: RouteNetlinkMessage, of: IfIndex) -> Option<(IpAddr, Mac)> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
-    let state = u16::from(message.header.state);
-    if message.header.ifindex != of.0 || state & u16::from(NeighbourState::Permanent) == 0 {
-        return None;
-    }
-    let (mut destination, mut lladdr) = (None, None);
+    let entry = read_neighbour(&message);
+    (entry.link == of && entry.is_permanent()).then_some((entry.address?, entry.mac?))
+}
+
+pub(crate) fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
+    let mut entry = Neighbour {
+        link: IfIndex(message.header.ifindex),
+        is_fdb: message.header.family == AddressFamily::Bridge,
+        address: None,
+        mac: None,
+        state: u16::from(message.header.state),
+    };
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(address) => destination = neighbour_address(address),
-            NeighbourAttribute::LinkLayerAddress(octets) => lladdr = mac(octets),
+            NeighbourAttribute::Destination(address) => entry.address = neighbour_address(address),
+            NeighbourAttribute::LinkLayerAddress(octets) => entry.mac = mac(octets),
             _ => {}
         }
     }
-    Some((destination?, lladdr?))
+    entry
 }
 
 /// FDB entries come as bare octets, for their family is that of bridges.
@@ -261,9 +331,19 @@ fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-fn route(message: RouteNetlinkMessage, family: Family) -> Option<RouteEntry> {
+fn route(message: RouteNetlinkMessage) -> Option<RouteEntry> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    read_route(&message).filter(|route| route.table == u32::from(RouteHeader::RT_TABLE_MAIN))
+}
+
+/// `None` for routes of other families than IPv4 and IPv6.
+pub(crate) fn read_route(message: &RouteMessage) -> Option<RouteEntry> {
     let header = &message.header;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
     let mut table = u32::from(header.table);
     let (mut destination, mut priority, mut hops) = (unspecified(family), 0, Vec::new());
     for attribute in &message.attributes {
@@ -285,8 +365,7 @@ fn route(message: RouteNetlinkMessage, family: Family) -> Option<RouteEntry> {
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     let (kind, protocol) = (header.kind, header.protocol);
-    let in_main_table = table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    in_main_table.then_some(RouteEntry { destination, kind, protocol, priority, hops })
+    Some(RouteEntry { table, destination, kind, protocol, priority, hops })
 }
 
 fn unspecified(family: Family) -> IpAddr {

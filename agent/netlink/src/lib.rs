@@ -4,19 +4,28 @@
 //! opened. It reads what is ours or stands where ours belongs, and carries out steps; what the steps are is decided
 //! in `podway_overlay`, whose `FakeKernel` stands in for this crate in tests.
 
+mod asked;
+mod batch;
 mod broken;
 mod dump;
 mod error;
+mod ethtool;
 mod external;
+mod host;
+mod netconf;
 mod netlink;
 mod observe;
 mod render;
 mod run;
+mod view;
+mod watch;
 
 pub use error::Error;
 pub use external::InterfaceChoice;
 pub use netlink::Netlink;
 pub use run::{Failure, Report};
+pub use view::{Drift, Followed};
+pub use watch::Watch;
 
 /// Protocol number of our routes, by which they are told from everybody else's.
 ///

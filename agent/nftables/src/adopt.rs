@@ -1,9 +1,10 @@
-//! Taking over a table that stands, whichever podway made it.
+//! Taking over a table that stands, whichever podway made it and whoever has damaged it since.
 
-use crate::Error;
-use crate::json::Listing;
+use crate::chains::Chooser;
+use crate::listing::Listing;
 use crate::process::Nft;
-use crate::schema::generation;
+use crate::schema::{Shape, chains, generation};
+use crate::{Error, json};
 
 /// A table as this podway wants it, but for its elements.
 pub(crate) struct Wanted<'a> {
@@ -15,47 +16,83 @@ pub(crate) struct Wanted<'a> {
     pub(crate) sample: &'a str,
 }
 
-/// What a table of another make hands on to this one.
-#[derive(Default)]
-pub(crate) struct Legacy {
-    /// Text of rules that elements refer to.
-    pub(crate) rules: String,
-    /// Sets with an element each, as nft reads it.
-    pub(crate) elements: Vec<(&'static str, String)>,
+/// A table as it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// There is none.
+    Missing,
+    /// Its set `schema` holds another hash, or it has none.
+    OtherMake,
+    /// Of this make, and somebody has taken rules or chains away, or added some.
+    Damaged,
+    /// As it was made.
+    Sound,
 }
 
 impl Wanted<'_> {
-    /// Lists the table, for `read` to make a mirror of and to say what is worth handing on.
-    ///
-    /// A table of another make (its set `schema` holds another hash, or it has none) is replaced in one transaction by
-    /// one with these rules and what was handed on, so that traffic never misses it. A missing one is made. As that is
-    /// one transaction for all elements, nft needs about 3 KB of memory each; it happens once an upgrade.
-    pub(crate) async fn adopt<N: Nft, M: Default>(
-        &self,
-        nft: &mut N,
-        read: impl Fn(&Listing) -> (M, Legacy),
-    ) -> Result<M, Error> {
-        let listing = match nft.list_table(self.table).await? {
-            Some(text) => Some(Listing::read(&format!("list table {}", self.table), &text)?),
-            None => None,
-        };
-        let (mirror, legacy) = listing.as_ref().map(read).unwrap_or_default();
-        let generation = generation(&[self.rules, self.sample].concat());
-        if listing.and_then(|it| it.generation()) != Some(generation) {
-            nft.load(&self.replacement(&legacy, generation)).await?;
-        }
-        Ok(mirror)
+    /// Lists the table.
+    pub(crate) async fn observe<N: Nft>(&self, nft: &mut N) -> Result<(Standing, Option<Listing>), Error> {
+        let Some(text) = nft.list_table(self.table).await? else { return Ok((Standing::Missing, None)) };
+        let listing = Listing::read(&format!("list table {}", self.table), &text)?;
+        Ok((self.standing(&listing), Some(listing)))
     }
 
-    fn replacement(&self, legacy: &Legacy, generation: u32) -> String {
-        let table = self.table;
-        let mut text = format!("add table {table}\ndelete table {table}\n{}\n{}", self.rules, legacy.rules);
-        for (set, element) in &legacy.elements {
-            text.push_str(&format!("add element {table} {set} {{ {element} }}\n"));
+    fn standing(&self, listing: &Listing) -> Standing {
+        if listing.generation() != Some(self.generation()) {
+            return Standing::OtherMake;
         }
-        text.push_str(&format!("add element {table} schema {{ {generation} }}\n"));
+        let rules_of = |chain: &str| listing.rules().filter(|rule| rule.chain == chain).count();
+        let is_there = |(name, shape): (&str, Shape)| {
+            let found = listing.chains().find(|chain| chain.name == name);
+            found.is_some_and(|chain| {
+                let policy = chain.policy.as_deref().unwrap_or("accept");
+                chain.hook.is_some() == shape.base && policy == "accept" && rules_of(name) == shape.rules
+            })
+        };
+        let is_whole = |chain: &str| match chain.parse::<Chooser>() {
+            Ok(chooser) => rules_of(chain) == chooser.rule_count(),
+            Err(()) => true,
+        };
+        let sound = chains(self.rules).into_iter().all(is_there)
+            && listing.chains().all(|chain| is_whole(&chain.name));
+        if sound { Standing::Sound } else { Standing::Damaged }
+    }
+
+    fn generation(&self) -> u32 {
+        generation(&[self.rules, self.sample].concat())
+    }
+
+    /// Text that puts a table with these rules and elements in the place of whatever stands, in one transaction, so
+    /// that traffic never misses it. `rules` go before the elements that refer to them. nft needs about 3 KB of memory
+    /// for each element.
+    pub(crate) fn replacement(&self, rules: &str, elements: &[(&str, String)]) -> String {
+        let table = self.table;
+        let mut text = format!("add table {table}\ndelete table {table}\n{}\n{rules}\n", self.rules);
+        for (set, element) in elements {
+            text.push_str(&element_line("add", table, set, element));
+        }
+        text.push_str(&format!("add element {table} schema {{ {} }}\n", self.generation()));
         text
     }
+
+    /// Text that makes the chains of a table of this make as they were, and leaves its elements alone. Refused where
+    /// somebody made something else under a name of ours.
+    pub(crate) fn repair(&self) -> String {
+        let flush = |chain: &str| format!("flush chain {} {chain}\n", self.table);
+        let flushes: String = chains(self.rules).into_keys().map(flush).collect();
+        // Once to have all chains, once more for their rules: a table's text adds to what stands.
+        format!("{}\n{flushes}{}\n", self.rules, self.rules)
+    }
+}
+
+/// A line that adds an element to a set or deletes it.
+pub(crate) fn element_line(verb: &str, table: &str, set: &str, element: &str) -> String {
+    format!("{verb} element {table} {set} {{ {element} }}\n")
+}
+
+/// A network as an element's text.
+pub(crate) fn network_text(network: &ipnet::IpNet) -> String {
+    json::text(&json::prefix(network))
 }
 
 /// Removes a table if it is there. `add` makes `delete` succeed either way, in one transaction.

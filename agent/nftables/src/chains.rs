@@ -48,6 +48,14 @@ impl Chooser {
         format!("{first}add chain {chain}\nflush chain {chain}\n{rules}")
     }
 
+    /// The number of rules in its chain.
+    pub(crate) fn rule_count(self) -> usize {
+        match self.masquerade {
+            Masquerade::Never => 3,
+            Masquerade::UnlessPod | Masquerade::Always => 2,
+        }
+    }
+
     fn plain(self) -> Self {
         Self { masquerade: Masquerade::Never, ..self }
     }
@@ -91,6 +99,14 @@ mod tests {
             let masquerade = [Masquerade::Never, Masquerade::UnlessPod, Masquerade::Always][kind];
             let chooser = Chooser { masquerade, count };
             prop_assert_eq!(chooser.to_string().parse(), Ok(chooser));
+        }
+
+        #[test]
+        fn its_rules_are_counted(kind in 0usize..3) {
+            let chooser = Chooser::samples()[kind];
+            let text = chooser.text(Family::Ip, 1);
+            let own = format!("add rule ip podway {chooser} ");
+            prop_assert_eq!(text.matches(&own).count(), chooser.rule_count());
         }
 
         #[test]

@@ -1,16 +1,18 @@
 //! An nftables that lives in memory, to inject faults and to look at every state on the way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use nftables::expr::Expression;
 use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
+use serde_json::{Value, json};
 
 use crate::Error;
 use crate::process::Nft;
 
 /// Holds tables, chains and elements, and refuses what the kernel would: adding an element that stands with another
-/// value, deleting one that does not, going to a chain that is not there. Rules are not kept.
+/// value, deleting one that does not, going to a chain that is not there. Rules are kept as text, and listed as nft does
+/// if they are of the simple kind that [`crate::Forwarding`] deals with.
 #[derive(Debug, Clone, Default)]
 pub struct FakeNft {
     tables: BTreeMap<String, Table>,
@@ -18,50 +20,37 @@ pub struct FakeNft {
     pub failures: u32,
     /// Fail this many of the coming listings.
     pub blindness: u32,
+    /// What `iptables-legacy -S FORWARD` prints, if there is such a table.
+    pub legacy: Option<String>,
     /// Every state that was visible between two transactions, oldest first, as table, set, key and value.
     pub history: Vec<Vec<[String; 4]>>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Table {
-    chains: BTreeSet<String>,
+    chains: BTreeMap<String, Chain>,
     sets: BTreeMap<String, BTreeMap<String, (Expression<'static>, Option<String>)>>,
+    handles: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Chain {
+    /// `type filter hook forward priority 0; policy drop;`, empty if it hangs on none.
+    hook: String,
+    rules: Vec<(u64, String)>,
 }
 
 impl Nft for FakeNft {
     async fn load(&mut self, text: &str) -> Result<(), Error> {
         self.fail_if_told("-f -")?;
-        let mut table = String::new();
-        for line in text.lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            match words[..] {
-                ["table" | "add", "table", family, name] | ["table", family, name, "{"] => {
-                    table = format!("{family} {name}");
-                    self.tables.entry(table.clone()).or_default();
-                }
-                ["delete", "table", family, name] => drop(self.tables.remove(&format!("{family} {name}"))),
-                ["chain", name, "{"] => drop(self.table(&table)?.chains.insert(name.to_owned())),
-                ["add", "chain", family, of, name] => {
-                    self.table(&format!("{family} {of}"))?.chains.insert(name.to_owned());
-                }
-                ["delete", "chain", family, of, name] => {
-                    self.table(&format!("{family} {of}"))?.chains.remove(name);
-                }
-                ["add", "element", family, of, set, "{", ref element @ .., "}"] => {
-                    let element = parse(&element.join(" "));
-                    let (key, value) = split(&element);
-                    let held = (text_of(key), (element.clone(), value.map(text_of)));
-                    self.table(&format!("{family} {of}"))?
-                        .sets
-                        .entry(set.to_owned())
-                        .or_default()
-                        .extend([held]);
-                }
-                _ => {}
-            }
+        let before = self.tables.clone();
+        let mut within = (String::new(), String::new());
+        let done = text.lines().try_for_each(|line| self.carry_out(line.trim(), &mut within));
+        match done {
+            Ok(()) => self.record(),
+            Err(_) => self.tables = before,
         }
-        self.record();
-        Ok(())
+        done
     }
 
     async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error> {
@@ -80,27 +69,140 @@ impl Nft for FakeNft {
     }
 
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
-        if self.blindness > 0 {
-            self.blindness -= 1;
-            return Err(refused("told not to see"));
-        }
-        let Some(table) = self.tables.get(table) else { return Ok(None) };
-        let chains = table.chains.iter().map(|name| serde_json::json!({"chain": {"name": name}}));
+        self.go_blind_if_told()?;
+        let Some((name, table)) = self.tables.get_key_value(table) else { return Ok(None) };
+        let chains = table.chains.iter().flat_map(|(of, chain)| chain.list(name, of));
         let sets = table.sets.iter().map(|(name, elements)| {
             let elements: Vec<_> = elements.values().map(|(element, _)| element).collect();
-            serde_json::json!({"map": {"name": name, "elem": elements}})
+            json!({"map": {"name": name, "elem": elements}})
         });
-        Ok(Some(serde_json::json!({"nftables": chains.chain(sets).collect::<Vec<_>>()}).to_string()))
+        Ok(Some(json!({"nftables": chains.chain(sets).collect::<Vec<_>>()}).to_string()))
+    }
+
+    async fn list_chains(&mut self) -> Result<String, Error> {
+        self.go_blind_if_told()?;
+        let tables = self.tables.iter();
+        let chains = tables.flat_map(|(name, table)| {
+            table.chains.iter().filter_map(move |(of, chain)| chain.list(name, of).into_iter().next())
+        });
+        Ok(json!({"nftables": chains.collect::<Vec<_>>()}).to_string())
+    }
+
+    async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error> {
+        self.go_blind_if_told()?;
+        let Some((table, name)) = chain.rsplit_once(' ') else { return Ok(None) };
+        let found = self.tables.get(table).and_then(|it| it.chains.get(name));
+        Ok(found.map(|chain| json!({"nftables": chain.list(table, name)}).to_string()))
+    }
+
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
+        Ok(self.legacy.clone().filter(|_| !ipv6))
+    }
+}
+
+impl Chain {
+    fn list(&self, table: &str, name: &str) -> Vec<Value> {
+        let (family, table) = table.split_once(' ').unwrap_or_default();
+        let mut chain = json!({"family": family, "table": table, "name": name});
+        let mut hook = self.hook.split([' ', ';']).filter(|word| !word.is_empty());
+        while let Some(word) = hook.next() {
+            if let ("type" | "hook" | "policy", Some(value)) = (word, hook.next()) {
+                chain[word] = json!(value);
+            }
+        }
+        let rule = |(handle, text): &(u64, String)| {
+            let (text, comment) =
+                text.split_once(" comment ").map_or((text.as_str(), None), |(text, it)| (text, Some(it)));
+            let comment = comment.map(|it| it.trim_matches('"'));
+            json!({"rule": {"chain": name, "handle": handle, "comment": comment, "expr": statements(text)}})
+        };
+        [json!({"chain": chain})].into_iter().chain(self.rules.iter().map(rule)).collect()
     }
 }
 
 impl FakeNft {
+    /// One line of a ruleset text; `within` are the table and the chain whose block it may be in.
+    fn carry_out(&mut self, line: &str, within: &mut (String, String)) -> Result<(), Error> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["table" | "add", "table", family, name] | ["table", family, name, "{"] => {
+                within.0 = format!("{family} {name}");
+                self.tables.entry(within.0.clone()).or_default();
+            }
+            ["delete", "table", family, name] => drop(self.tables.remove(&format!("{family} {name}"))),
+            ["chain", name, "{"] => {
+                within.1 = name.to_owned();
+                self.table(&within.0)?.chains.entry(name.to_owned()).or_default();
+            }
+            ["}"] => within.1.clear(),
+            [] | ["#", ..] => {}
+            ["type", ..] if !within.1.is_empty() => self.chain(&within.0, &within.1)?.hook = line.to_owned(),
+            _ if !within.1.is_empty() => self.add_rule(&within.0, &within.1, usize::MAX, line)?,
+            ["add", "chain", family, of, name, ref hook @ ..] => {
+                let hook = hook.join(" ").trim_matches(['{', '}', ' ']).to_owned();
+                let chains = &mut self.table(&format!("{family} {of}"))?.chains;
+                let chain = chains.entry(name.to_owned()).or_default();
+                chain.hook = if hook.is_empty() { std::mem::take(&mut chain.hook) } else { hook };
+            }
+            ["delete", "chain", family, of, name] => {
+                self.table(&format!("{family} {of}"))?.chains.remove(name);
+            }
+            ["flush", "chain", family, of, name] => {
+                self.chain(&format!("{family} {of}"), name)?.rules.clear();
+            }
+            [verb @ ("add" | "insert"), "rule", family, of, name, ref rule @ ..] => {
+                let at = if verb == "add" { usize::MAX } else { 0 };
+                self.add_rule(&format!("{family} {of}"), name, at, &rule.join(" "))?;
+            }
+            ["delete", "rule", family, of, name, "handle", handle] => {
+                let rules = &mut self.chain(&format!("{family} {of}"), name)?.rules;
+                let at = rules.iter().position(|(it, _)| it.to_string() == handle);
+                rules.remove(at.ok_or_else(|| refused(&format!("no rule {handle}")))?);
+            }
+            [verb @ ("add" | "delete"), "element", family, of, set, "{", ref element @ .., "}"] => {
+                let element = parse(&element.join(" "));
+                let (key, value) = split(&element);
+                let (key, held) = (text_of(key), (element.clone(), value.map(text_of)));
+                let set = self.table(&format!("{family} {of}"))?.sets.entry(set.to_owned()).or_default();
+                match verb {
+                    "add" => drop(set.insert(key, held)),
+                    _ => drop(set.remove(&key).ok_or_else(|| refused("No such file or directory"))?),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add_rule(&mut self, table: &str, chain: &str, at: usize, rule: &str) -> Result<(), Error> {
+        let table = self.table(table)?;
+        table.handles += 1;
+        let handle = table.handles;
+        let rules =
+            &mut table.chains.get_mut(chain).ok_or_else(|| refused(&format!("no chain {chain}")))?.rules;
+        rules.insert(at.min(rules.len()), (handle, rule.to_owned()));
+        Ok(())
+    }
+
+    fn chain(&mut self, table: &str, name: &str) -> Result<&mut Chain, Error> {
+        let chains = &mut self.table(table)?.chains;
+        chains.get_mut(name).ok_or_else(|| refused(&format!("no chain {name}")))
+    }
+
+    fn go_blind_if_told(&mut self) -> Result<(), Error> {
+        if self.blindness > 0 {
+            self.blindness -= 1;
+            return Err(refused("told not to see"));
+        }
+        Ok(())
+    }
+
     fn add(&mut self, element: &Element<'_>) -> Result<(), Error> {
         let table = self.table(&table_of(element))?;
         for item in element.elem.iter() {
             let (key, value) = split(item);
             if let Some(Expression::Verdict(nftables::expr::Verdict::Goto(to))) = value
-                && !table.chains.contains(to.target.as_ref())
+                && !table.chains.contains_key(to.target.as_ref())
             {
                 return Err(refused(&format!("no chain {}", to.target)));
             }
@@ -153,22 +255,39 @@ fn split<'a, 'e>(item: &'e Expression<'a>) -> (&'e Expression<'a>, Option<&'e Ex
     }
 }
 
+/// A rule's statements as nft lists them, if it is of a kind that podway reads.
+fn statements(rule: &str) -> Vec<Value> {
+    let words: Vec<&str> = rule.split(' ').collect();
+    let of = |word: &str| json!({word: null});
+    match words[..] {
+        [family @ ("ip" | "ip6"), field @ ("saddr" | "daddr"), network, "counter", verdict] => {
+            let (addr, len) = network.split_once('/').unwrap_or((network, "32"));
+            let right = json!({"prefix": {"addr": addr, "len": len.parse::<u8>().unwrap_or_default()}});
+            let left = json!({"payload": {"protocol": family, "field": field}});
+            vec![json!({"match": {"op": "==", "left": left, "right": right}}), of("counter"), of(verdict)]
+        }
+        ["counter", verdict] => vec![of("counter"), of(verdict)],
+        [verdict @ ("drop" | "accept")] => vec![of(verdict)],
+        _ => vec![json!(rule)],
+    }
+}
+
 /// Reads an element's text: `10.0.0.1 . tcp . 80 : goto pick-1`, `10.0.0.0/8`, `7`.
 fn parse(text: &str) -> Expression<'static> {
     let one = |word: &str| match (word.parse::<u32>(), word.split_once('/'), word.strip_prefix("goto ")) {
-        (Ok(number), ..) => serde_json::json!(number),
+        (Ok(number), ..) => json!(number),
         (_, Some((addr, len)), _) => {
-            serde_json::json!({"prefix": {"addr": addr, "len": len.parse::<u32>().unwrap_or_default()}})
+            json!({"prefix": {"addr": addr, "len": len.parse::<u32>().unwrap_or_default()}})
         }
-        (.., Some(target)) => serde_json::json!({"goto": {"target": target}}),
-        _ => serde_json::json!(word),
+        (.., Some(target)) => json!({"goto": {"target": target}}),
+        _ => json!(word),
     };
     let side = |text: &str| match text.split(" . ").map(one).collect::<Vec<_>>() {
-        parts if parts.len() > 1 => serde_json::json!({"concat": parts}),
+        parts if parts.len() > 1 => json!({"concat": parts}),
         mut parts => parts.pop().unwrap_or_default(),
     };
     let json = match text.split_once(" : ") {
-        Some((key, value)) => serde_json::json!([side(key), side(value)]),
+        Some((key, value)) => json!([side(key), side(value)]),
         None => side(text),
     };
     serde_json::from_value(json).unwrap_or(Expression::Boolean(false))

@@ -9,56 +9,11 @@ use nftables::schema::Element;
 use nftables::stmt::JumpTarget;
 use nftables::types::NfFamily;
 use podway_proxy::{Frontend, Hairpin, Protocol};
-use serde::Deserialize;
 
-use crate::Error;
 use crate::element::{Key, Value};
 use crate::schema::{Family, SERVICES};
 
 type Json = Expression<'static>;
-
-/// A table as listed: its sets with their elements, everything else passed over.
-///
-/// The crate's own types cannot read the key types of concatenated maps, hence these slim ones around its
-/// expressions.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Listing {
-    nftables: Vec<Listed>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Listed {
-    #[serde(alias = "map")]
-    set: Option<ListedSet>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ListedSet {
-    name: String,
-    #[serde(default)]
-    elem: Vec<Json>,
-}
-
-impl Listing {
-    pub(crate) fn read(call: &str, text: &str) -> Result<Self, Error> {
-        serde_json::from_str(text)
-            .map_err(|error| Error::Unreadable { call: call.to_owned(), message: error.to_string() })
-    }
-
-    /// Every set's name with each of its elements.
-    pub(crate) fn elements(&self) -> impl Iterator<Item = (&str, &Json)> {
-        let sets = self.nftables.iter().filter_map(|it| it.set.as_ref());
-        sets.flat_map(|set| set.elem.iter().map(|element| (set.name.as_str(), element)))
-    }
-
-    /// The generation that the table was loaded with, if it is of our making.
-    pub(crate) fn generation(&self) -> Option<u32> {
-        self.elements().find_map(|(set, element)| match element {
-            Expression::Number(number) if set == "schema" => Some(*number),
-            _ => None,
-        })
-    }
-}
 
 /// An element of a set of ours as nft takes it: the key, and in a map the value.
 pub(crate) fn element(key: &Key, value: Option<&Value>) -> Json {

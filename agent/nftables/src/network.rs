@@ -8,19 +8,25 @@ use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 use podway_reconcile::{Delta, diff};
 
-use crate::adopt::{Legacy, Wanted, remove_table};
-use crate::json::{self, Listing};
+use crate::adopt::{Standing, Wanted, element_line, network_text, remove_table};
+use crate::json;
+use crate::listing::Listing;
 use crate::process::Nft;
-use crate::schema::{self, NETWORK};
+use crate::schema::{self, NETWORK, Ports};
 use crate::{Error, NftProcess};
 
-/// What the pod network's masquerade depends on.
+/// What the pod network's masquerade depends on. Without pod networks nothing is masqueraded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkRows {
     /// Where pods are, on any node; among themselves they keep their addresses.
     pub pod_networks: Vec<IpNet>,
     /// The pod subnets of this node.
     pub own_subnets: Vec<IpNet>,
+    /// Where else pods keep their addresses: ip-masq-agent's nonMasqueradeCIDRs. Unlike there, link-local addresses
+    /// are not among them unless they are named: nothing at 169.254.169.254 knows a way back to a pod.
+    pub non_masquerade: Vec<IpNet>,
+    /// How masqueraded connections get their ports.
+    pub ports: Ports,
 }
 
 /// Keeps the pod network's masquerade of one network namespace in nftables.
@@ -28,76 +34,108 @@ pub struct NetworkRows {
 pub struct Network<N = NftProcess> {
     nft: N,
     mark: u32,
-    /// What the kernel holds; `None` when that is not known.
-    held: Option<BTreeMap<(Set, IpNet), ()>>,
+    /// What the kernel holds, and with which rules; `None` when that is not known.
+    held: Option<(Ports, Elements)>,
+    /// Whether somebody may have changed rules in a way that a look at the table does not show.
+    doubted: bool,
 }
+
+type Elements = BTreeMap<(Set, IpNet), ()>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Set {
     PodNetworks,
     OwnSubnets,
+    NonMasquerade,
 }
 
 impl Set {
-    fn name(self, network: &IpNet) -> &'static str {
-        match (self, network) {
-            (Self::PodNetworks, IpNet::V4(_)) => "pod-networks-4",
-            (Self::PodNetworks, IpNet::V6(_)) => "pod-networks-6",
-            (Self::OwnSubnets, IpNet::V4(_)) => "own-subnets-4",
-            (Self::OwnSubnets, IpNet::V6(_)) => "own-subnets-6",
+    const ALL: [Self; 3] = [Self::PodNetworks, Self::OwnSubnets, Self::NonMasquerade];
+
+    fn name(self, ipv6: bool) -> &'static str {
+        match (self, ipv6) {
+            (Self::PodNetworks, false) => "pod-networks-4",
+            (Self::PodNetworks, true) => "pod-networks-6",
+            (Self::OwnSubnets, false) => "own-subnets-4",
+            (Self::OwnSubnets, true) => "own-subnets-6",
+            (Self::NonMasquerade, false) => "non-masquerade-4",
+            (Self::NonMasquerade, true) => "non-masquerade-6",
         }
     }
 
+    fn of(self, network: &IpNet) -> &'static str {
+        self.name(network.addr().is_ipv6())
+    }
+
     fn named(name: &str) -> Option<Self> {
-        match name {
-            "pod-networks-4" | "pod-networks-6" => Some(Self::PodNetworks),
-            "own-subnets-4" | "own-subnets-6" => Some(Self::OwnSubnets),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|set| [false, true].iter().any(|ipv6| set.name(*ipv6) == name))
     }
 }
 
 impl<N: Nft> Network<N> {
-    /// Takes over what stands, as [`crate::Services::adopt`] does. `mark` is the Services' masquerade bit.
-    pub async fn adopt(nft: N, mark: u32) -> Result<Self, Error> {
-        let mut network = Self { nft, mark, held: None };
-        network.held = Some(network.observe().await?);
-        Ok(network)
+    /// Makes sure that nft can be used, and leaves what stands as it is until the first rows come (contract S24).
+    /// `mark` is the Services' masquerade bit.
+    pub async fn adopt(mut nft: N, mark: u32) -> Result<Self, Error> {
+        nft.list_table(&table()).await?;
+        Ok(Self { nft, mark, held: None, doubted: false })
     }
 
-    async fn observe(&mut self) -> Result<BTreeMap<(Set, IpNet), ()>, Error> {
-        let table = format!("inet {NETWORK}");
-        let wanted = Wanted { table: &table, rules: &schema::network(self.mark), sample: "" };
-        let read = |listing: &Listing| {
-            let listed = listing.elements();
-            let held: BTreeMap<_, _> = listed
-                .filter_map(|(set, it)| Some(((Set::named(set)?, json::read_prefix(it)?), ())))
-                .collect();
-            let text =
-                |(set, network): &(Set, IpNet)| (set.name(network), json::text(&json::prefix(network)));
-            let legacy = Legacy { elements: held.keys().map(text).collect(), ..Legacy::default() };
-            (held, legacy)
-        };
-        wanted.adopt(&mut self.nft, read).await
+    /// To be called when somebody else changed the table: the next [`Network::replace`] looks at it anew and writes
+    /// its rules anew.
+    pub fn invalidate(&mut self) {
+        self.held = None;
+        self.doubted = true;
     }
 
-    /// Makes the kernel hold exactly `rows`, in one transaction; returns how many elements were written. After a
-    /// refusal the next call looks at the kernel anew.
+    /// Makes the kernel hold exactly `rows`, and the rules that go with them, in one transaction; returns how many
+    /// elements were written, at least 1 if rules were. After a refusal the next call looks at the kernel anew.
     pub async fn replace(&mut self, rows: &NetworkRows) -> Result<usize, Error> {
-        let networks =
-            IpNet::aggregate(&rows.pod_networks).into_iter().map(|it| ((Set::PodNetworks, it), ()));
-        let subnets = IpNet::aggregate(&rows.own_subnets).into_iter().map(|it| ((Set::OwnSubnets, it), ()));
-        let wanted = networks.chain(subnets).collect();
-        let held = match self.held.take() {
-            Some(held) => held,
-            None => self.observe().await?,
+        let (text, wanted) = (schema::network(self.mark, rows.ports), elements(rows));
+        let table = table();
+        let make = Wanted { table: &table, rules: &text, sample: "" };
+        let (standing, held) = match self.held.take() {
+            Some((ports, held)) if ports == rows.ports => (Standing::Sound, held),
+            Some((_, held)) => (Standing::OtherMake, held),
+            None => self.observe(&make).await?,
         };
-        let change = diff(&wanted, &held);
-        if !change.is_empty() {
-            self.nft.transact(&commands(&change)).await?;
+        let written = self.write(&make, standing, &diff(&wanted, &held), &wanted).await?;
+        self.held = Some((rows.ports, wanted));
+        self.doubted = false;
+        Ok(written)
+    }
+
+    async fn observe(&mut self, make: &Wanted<'_>) -> Result<(Standing, Elements), Error> {
+        let (standing, listing) = make.observe(&mut self.nft).await?;
+        let held = listing.as_ref().map(read).unwrap_or_default();
+        match standing {
+            Standing::Sound if self.doubted => Ok((Standing::Damaged, held)),
+            standing => Ok((standing, held)),
         }
-        self.held = Some(wanted);
-        Ok(change.len())
+    }
+
+    async fn write(
+        &mut self,
+        make: &Wanted<'_>,
+        standing: Standing,
+        change: &Delta<(Set, IpNet), ()>,
+        wanted: &Elements,
+    ) -> Result<usize, Error> {
+        match standing {
+            Standing::Sound if change.is_empty() => return Ok(0),
+            Standing::Sound => {
+                self.nft.transact(&commands(change)).await?;
+                return Ok(change.len());
+            }
+            Standing::Damaged => {
+                if self.nft.load(&format!("{}{}", make.repair(), lines(change))).await.is_ok() {
+                    return Ok(change.len().max(1));
+                }
+            }
+            Standing::Missing | Standing::OtherMake => {}
+        }
+        let elements: Vec<_> = wanted.keys().map(|(set, it)| (set.of(it), network_text(it))).collect();
+        self.nft.load(&make.replacement("", &elements)).await?;
+        Ok(wanted.len().max(1))
     }
 
     /// The door that this writes through.
@@ -107,8 +145,33 @@ impl<N: Nft> Network<N> {
 
     /// Removes the pod network's table, and nothing else.
     pub async fn remove_all(nft: &mut N) -> Result<(), Error> {
-        remove_table(nft, &format!("inet {NETWORK}")).await
+        remove_table(nft, &table()).await
     }
+}
+
+fn table() -> String {
+    format!("inet {NETWORK}")
+}
+
+fn elements(rows: &NetworkRows) -> Elements {
+    let of =
+        |set, networks: &[IpNet]| IpNet::aggregate(&networks.to_vec()).into_iter().map(move |it| (set, it));
+    let all = of(Set::PodNetworks, &rows.pod_networks)
+        .chain(of(Set::OwnSubnets, &rows.own_subnets))
+        .chain(of(Set::NonMasquerade, &rows.non_masquerade));
+    all.map(|key| (key, ())).collect()
+}
+
+fn read(listing: &Listing) -> Elements {
+    let key = |(set, element)| Some((Set::named(set)?, json::read_prefix(element)?));
+    listing.elements().filter_map(key).map(|key| (key, ())).collect()
+}
+
+/// The change as text, to go with a text of rules.
+fn lines(change: &Delta<(Set, IpNet), ()>) -> String {
+    let line = |verb, (set, it): &(Set, IpNet)| element_line(verb, &table(), set.of(it), &network_text(it));
+    let removed = change.remove.iter().map(|key| line("delete", key));
+    removed.chain(change.set.keys().map(|key| line("add", key))).collect()
 }
 
 fn commands(change: &Delta<(Set, IpNet), ()>) -> Nftables<'static> {
@@ -116,7 +179,7 @@ fn commands(change: &Delta<(Set, IpNet), ()>) -> Nftables<'static> {
         NfListObject::Element(Element {
             family: NfFamily::INet,
             table: NETWORK.into(),
-            name: set.name(network).into(),
+            name: set.of(network).into(),
             elem: Cow::Owned(vec![json::prefix(network)]),
         })
     };

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::Error;
+use crate::children::Children;
 
 /// What can be asked of nftables. Every write is one transaction: all of it or nothing.
 #[expect(async_fn_in_trait, reason = "the daemon runs on one thread, so no future needs to be Send")]
@@ -19,17 +20,27 @@ pub trait Nft {
     async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error>;
     /// Lists a table (`ip podway`) as JSON; `None` if there is none.
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error>;
+    /// Lists every chain there is as JSON, without rules.
+    async fn list_chains(&mut self) -> Result<String, Error>;
+    /// Lists a chain (`ip filter FORWARD`) with its rules as JSON; `None` if there is none.
+    async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error>;
+    /// What `iptables-legacy -S FORWARD`, or ip6tables-legacy, prints, empty if it cannot be run; `None` if the kernel has
+    /// no such table.
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error>;
 }
 
 /// Runs the real `nft`, which must be on PATH, in the caller's network namespace. Wants CAP_NET_ADMIN.
+///
+/// Clones know of each other's runs, so that [`crate::Watch`] can tell their writes from others'.
 #[derive(Debug, Clone)]
 pub struct NftProcess {
     program: PathBuf,
+    children: Children,
 }
 
 impl Default for NftProcess {
     fn default() -> Self {
-        Self { program: "nft".into() }
+        Self { program: "nft".into(), children: Children::default() }
     }
 }
 
@@ -45,16 +56,50 @@ impl Nft for NftProcess {
     }
 
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
-        let words: Vec<&str> = ["-j", "list", "table"].into_iter().chain(table.split(' ')).collect();
+        self.list(&["-j", "list", "table"], table).await
+    }
+
+    async fn list_chains(&mut self) -> Result<String, Error> {
+        let words = ["-j", "-t", "list", "chains"];
+        self.run(&words, b"").await?.map_err(|it| it.into_error(&words.join(" ")))
+    }
+
+    async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error> {
+        self.list(&["-j", "-t", "-a", "list", "chain"], chain).await
+    }
+
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
+        let (names, program) = match ipv6 {
+            false => ("/proc/thread-self/net/ip_tables_names", "iptables-legacy"),
+            true => ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"),
+        };
+        // Asking for the table makes it, hence the look whether it is there.
+        let names = std::fs::read_to_string(names).unwrap_or_default();
+        if !names.lines().any(|table| table == "filter") {
+            return Ok(None);
+        }
+        let output =
+            Command::new(program).args(["-w", "5", "-S", "FORWARD"]).stdin(Stdio::null()).output().await;
+        let listing = output.ok().filter(|it| it.status.success());
+        Ok(Some(listing.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default()))
+    }
+}
+
+impl NftProcess {
+    /// The ids of its runs, shared with its clones.
+    pub(crate) fn children(&self) -> Children {
+        self.children.clone()
+    }
+
+    async fn list(&self, words: &[&str], what: &str) -> Result<Option<String>, Error> {
+        let words: Vec<&str> = words.iter().copied().chain(what.split(' ')).collect();
         match self.run(&words, b"").await? {
             Ok(listing) => Ok(Some(listing)),
             Err(refusal) if refusal.0.contains("No such file or directory") => Ok(None),
             Err(refusal) => Err(refusal.into_error(&words.join(" "))),
         }
     }
-}
 
-impl NftProcess {
     /// `Err` within `Ok`: nft ran and refused.
     async fn run(&self, arguments: &[&str], input: &[u8]) -> Result<Result<String, Refusal>, Error> {
         let failed = |cause: io::Error| match cause.kind() {
@@ -68,6 +113,7 @@ impl NftProcess {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
+        self.children.note(child.id());
         let stdin = child.stdin.take();
         let feed = async {
             match stdin {
@@ -120,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_nft_is_named() {
-        let mut nft = NftProcess { program: "/nonexistent/nft".into() };
+        let mut nft = NftProcess { program: "/nonexistent/nft".into(), ..NftProcess::default() };
         let error = nft.load("list ruleset").await.unwrap_err();
         assert!(matches!(error, Error::Missing));
         assert!(error.to_string().contains("install the package nftables"), "{error}");

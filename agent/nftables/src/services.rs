@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use podway_proxy::{RowDelta, Rows};
 use podway_reconcile::{Delta, Recovery, diff};
 
-use crate::adopt::{Legacy, Wanted, remove_table};
+use crate::adopt::{Standing, Wanted, remove_table};
 use crate::chains::Chooser;
 use crate::element::{self, Elements, Key, Value};
-use crate::json::{self, Listing, read_element};
+use crate::json::{self, read_element};
+use crate::listing::Listing;
 use crate::process::Nft;
 use crate::schema::{self, Family, SERVICES};
 use crate::transaction::{Part, commands, parts};
@@ -23,6 +24,8 @@ pub struct Services<N = NftProcess> {
     nft: N,
     mark: u32,
     mirror: Option<Mirror>,
+    /// Whether somebody may have changed rules in a way that a look at the tables does not show.
+    doubted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +36,8 @@ struct Mirror {
 
 impl<N: Nft> Services<N> {
     /// Takes over what stands: a table of this make is kept as it is, one of another make is replaced in one
-    /// transaction that keeps the elements, a missing table is made (contract S24). Adds no elements.
+    /// transaction that keeps the elements, so that traffic never misses it; one that somebody damaged gets its rules
+    /// back, a missing one is made (contract S24). Adds no elements.
     ///
     /// `mark` is the one bit that means "masquerade".
     pub async fn adopt(nft: N, mark: u32) -> Result<Self, Error> {
@@ -45,7 +49,14 @@ impl<N: Nft> Services<N> {
     /// The same, but at the first write: tables that stand without rows let connections to Services pass untranslated,
     /// and conntrack keeps them so.
     pub fn new(nft: N, mark: u32) -> Self {
-        Self { nft, mark, mirror: None }
+        Self { nft, mark, mirror: None, doubted: false }
+    }
+
+    /// To be called when somebody else changed the tables: the next call looks at them anew and writes their rules
+    /// anew. Elements that are missing then come with [`Services::replace`]; [`Services::apply`] does not know of them.
+    pub fn invalidate(&mut self) {
+        self.mirror = None;
+        self.doubted = true;
     }
 
     /// The mirror, read from the kernel if there is none that can be believed.
@@ -60,23 +71,39 @@ impl<N: Nft> Services<N> {
     async fn observe(&mut self) -> Result<Mirror, Error> {
         let mut mirror = Mirror::default();
         for family in Family::ALL {
-            let (table, mark) = (format!("{} {SERVICES}", family.word()), self.mark);
-            let wanted = Wanted {
-                table: &table,
-                rules: &schema::services(family, mark),
-                sample: &Chooser::samples().map(|it| it.text(family, mark)).concat(),
-            };
-            let read = |listing: &Listing| {
-                let elements = listing.elements().filter_map(|(set, it)| read_element(set, it));
-                let held: Elements = elements.filter(|(key, _)| key.family() == family).collect();
-                let legacy = legacy(&held, family, mark);
-                (held, legacy)
-            };
-            let held = wanted.adopt(&mut self.nft, read).await?;
+            let held = self.observe_family(family).await?;
             mirror.chains.extend(choosers(&held).map(|it| (family, it)));
             mirror.held.extend(held);
         }
+        self.doubted = false;
         Ok(mirror)
+    }
+
+    /// Reads one table, and makes its rules as they should be.
+    async fn observe_family(&mut self, family: Family) -> Result<Elements, Error> {
+        let (table, mark) = (format!("{} {SERVICES}", family.word()), self.mark);
+        let wanted = Wanted {
+            table: &table,
+            rules: &schema::services(family, mark),
+            sample: &Chooser::samples().map(|it| it.text(family, mark)).concat(),
+        };
+        let (standing, listing) = wanted.observe(&mut self.nft).await?;
+        let held = listing.map(|it| elements(&it, family)).unwrap_or_default();
+        let choosers: BTreeSet<Chooser> = choosers(&held).collect();
+        let choosers: String = choosers.iter().map(|it| it.text(family, mark)).collect();
+        match standing {
+            Standing::Sound if !self.doubted => return Ok(held),
+            Standing::Sound | Standing::Damaged => {
+                if self.nft.load(&format!("{}{choosers}", wanted.repair())).await.is_ok() {
+                    return Ok(held);
+                }
+            }
+            Standing::Missing | Standing::OtherMake => {}
+        }
+        let text = |(key, value): (&Key, &Value)| (key.set(), json::text(&json::element(key, Some(value))));
+        let handed_on: Vec<_> = held.iter().map(text).collect();
+        self.nft.load(&wanted.replacement(&choosers, &handed_on)).await?;
+        Ok(held)
     }
 
     /// Makes the kernel hold exactly `rows`; returns how many elements were written.
@@ -151,13 +178,9 @@ impl Mirror {
     }
 }
 
-/// What a table of another make hands on: its elements and the chains that they lead to.
-fn legacy(held: &Elements, family: Family, mark: u32) -> Legacy {
-    let text = |(key, value): (&Key, &Value)| (key.set(), json::text(&json::element(key, Some(value))));
-    Legacy {
-        rules: choosers(held).collect::<BTreeSet<_>>().iter().map(|it| it.text(family, mark)).collect(),
-        elements: held.iter().map(text).collect(),
-    }
+fn elements(listing: &Listing, family: Family) -> Elements {
+    let elements = listing.elements().filter_map(|(set, it)| read_element(set, it));
+    elements.filter(|(key, _)| key.family() == family).collect()
 }
 
 fn choosers(held: &Elements) -> impl Iterator<Item = Chooser> {

@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod namespace;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
+use namespace::{in_namespace, nft};
 use podway_nftables::{DEFAULT_MARK, Network, NetworkRows, NftProcess, Services};
 use podway_proxy::{Frontend, Hairpin, Masquerade, Pool, Protocol, Rows};
 
@@ -119,6 +120,7 @@ fn n10_the_networks_rows_are_found_again() {
         let rows = NetworkRows {
             pod_networks: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
             own_subnets: vec!["10.77.3.0/24".parse().unwrap(), "10.78.0.1/32".parse().unwrap()],
+            ..NetworkRows::default()
         };
         let mut network = Network::adopt(NftProcess::default(), DEFAULT_MARK).await.unwrap();
         assert_eq!(network.replace(&rows).await.unwrap(), 4);
@@ -159,17 +161,4 @@ fn rows(endpoints: u8) -> Rows {
 
 fn net(text: &str) -> ipnet::IpNet {
     text.parse().unwrap()
-}
-
-fn nft(arguments: &str) -> String {
-    let output =
-        Command::new("nft").args(arguments.split(' ')).output().expect("needs nft: run cargo xtask setup");
-    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn in_namespace(test: impl Future<Output = ()>) {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .expect("needs root to make a network namespace: run cargo xtask test as root");
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
 }

@@ -90,6 +90,7 @@ fn s31_the_networks_table_is_made_again_after_somebody_flushed_it() {
         let rows = |network: &str| NetworkRows {
             pod_networks: vec!["10.77.0.0/16".parse().unwrap()],
             own_subnets: vec![network.parse().unwrap()],
+            ..NetworkRows::default()
         };
         let mut network = Network::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
         network.replace(&rows("10.77.3.0/24")).await.unwrap();
@@ -105,6 +106,7 @@ fn n10_the_networks_sets_follow_and_overlaps_are_merged() {
         let rows = NetworkRows {
             pod_networks: vec!["10.77.0.0/16".parse().unwrap(), "10.77.3.0/24".parse().unwrap()],
             own_subnets: vec!["10.77.3.0/24".parse().unwrap(), "fd77::/64".parse().unwrap()],
+            ..NetworkRows::default()
         };
         let mut network = Network::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
         assert_eq!(network.replace(&rows).await.unwrap(), 3);

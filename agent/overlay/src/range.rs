@@ -18,14 +18,20 @@ pub struct Range {
     max: u128,
 }
 
-/// What makes a range useless, each naming the field of flannel's net-conf.json without its family.
+/// What makes a range useless, each naming the field of flannel's net-conf.json.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// There is no room for four subnets that hold a pod each.
-    #[error("Network {0} is too small: it must hold four node subnets of at least four addresses")]
+    #[error(
+        "{six}Network {0} is too small: it must hold four node subnets of at least four addresses",
+        six = six(.0.addr())
+    )]
     TooSmall(IpNet),
     /// The subnets would be as large as the range, or too small for pods.
-    #[error("SubnetLen {len} does not go with Network {network}: it must be from {least} to {most}")]
+    #[error(
+        "{0}SubnetLen {len} does not go with {0}Network {network}: it must be from {least} to {most}",
+        six(.network.addr())
+    )]
     SubnetLen {
         /// The range.
         network: IpNet,
@@ -37,9 +43,9 @@ pub enum RangeError {
         most: u8,
     },
     /// A bound is no address of the range.
-    #[error("{field} {address} is outside of Network {network}")]
+    #[error("{0}{field} {address} is outside of {0}Network {network}", six(.network.addr()))]
     Outside {
-        /// `SubnetMin` or `SubnetMax`.
+        /// `SubnetMin` or `SubnetMax`, of whichever family.
         field: &'static str,
         /// What was asked.
         address: IpAddr,
@@ -47,9 +53,9 @@ pub enum RangeError {
         network: IpNet,
     },
     /// A bound lies inside a subnet, not at its beginning.
-    #[error("{field} {address} is not the first address of a subnet of length {len}")]
+    #[error("{}{field} {address} is not the first address of a subnet of length {len}", six(*.address))]
     NotAligned {
-        /// `SubnetMin` or `SubnetMax`.
+        /// `SubnetMin` or `SubnetMax`, of whichever family.
         field: &'static str,
         /// What was asked.
         address: IpAddr,
@@ -57,7 +63,7 @@ pub enum RangeError {
         len: u8,
     },
     /// Nothing lies between the bounds.
-    #[error("SubnetMin {min} lies behind SubnetMax {max}")]
+    #[error("{0}SubnetMin {min} lies behind {0}SubnetMax {max}", six(*.min))]
     Empty {
         /// The lower bound.
         min: IpAddr,
@@ -179,14 +185,21 @@ impl Range {
     }
 }
 
-fn bits(address: IpAddr) -> u128 {
+/// What the fields of IPv6 begin with.
+fn six(address: IpAddr) -> &'static str {
+    if address.is_ipv6() { "IPv6" } else { "" }
+}
+
+/// The address as a number.
+pub(crate) fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
         IpAddr::V6(address) => u128::from(address),
     }
 }
 
-fn address(family: Family, bits: u128) -> IpAddr {
+/// The number as an address.
+pub(crate) fn address(family: Family, bits: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from(u32::try_from(bits).unwrap_or(u32::MAX)).into(),
         Family::V6 => Ipv6Addr::from(bits).into(),
@@ -250,7 +263,8 @@ mod tests {
             (wrong("10.77.0.0/16", None, Some("10.78.0.0"), None), "SubnetMin 10.78.0.0"),
             (wrong("10.77.0.0/16", None, None, Some("10.77.3.1")), "SubnetMax 10.77.3.1"),
             (wrong("10.77.0.0/16", None, Some("10.77.3.0"), Some("10.77.2.0")), "SubnetMin 10.77.3.0"),
-            (wrong("fd77::/48", None, Some("10.77.3.0"), None), "SubnetMin 10.77.3.0"),
+            (wrong("fd77::/48", None, Some("10.77.3.0"), None), "IPv6SubnetMin 10.77.3.0"),
+            (wrong("fd77::/48", Some(49), None, None), "IPv6SubnetLen 49 does not go with IPv6Network"),
         ] {
             assert!(error.contains(named), "{error}");
         }

@@ -2,8 +2,10 @@
 //! table.
 
 mod clusters;
+mod contenders;
 mod machine;
 mod memory;
+mod overlay;
 mod progress;
 mod sizes;
 mod table;
@@ -36,6 +38,18 @@ enum Bench {
         #[arg(long)]
         save: bool,
     },
+    /// The pod network beside flanneld: peers, changes, memory, and what the data path carries.
+    ///
+    /// 250, 1,000 and 5,000 simulated Nodes in a real kube-apiserver, programmed by podway and by the real flanneld; then
+    /// two pods on two nodes over podway, over flannel, and over a VXLAN device with nothing else. About ten minutes.
+    Overlay {
+        /// Also write the tables to docs/benchmarks/overlay.md.
+        #[arg(long, conflicts_with = "only")]
+        save: bool,
+        /// Measure one part.
+        #[arg(long, value_enum)]
+        only: Option<overlay::Part>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -51,6 +65,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     match arguments.bench {
         Some(Bench::Sizes { save }) => sizes::run(save),
+        Some(Bench::Overlay { save, only }) => overlay::run(save, only),
         None => Ok(Arguments::command().print_long_help()?),
     }
 }

@@ -6,10 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use podway_testkit::{ControlPlane, Lab, Node, Process, binary, reference, require_root, within};
+use podway_testkit::{ControlPlane, Lab, Node, Process, binary, reference, require_root};
 use serde_json::Value;
 
 use crate::clusters::{self, DEMO, DEMO_POD_NETWORKS, ENDPOINTS, POD_NETWORK, SERVICES};
+use crate::contenders::{self, PATIENCE, wait_until};
 use crate::machine;
 use crate::memory::Memory;
 use crate::progress::during;
@@ -17,9 +18,6 @@ use crate::table::Table;
 
 /// Where `--save` writes, from the repository's root.
 const PAGE: &str = "docs/benchmarks/sizes.md";
-
-/// Loading 1,000 Services takes about a second; kube-proxy and a busy machine take longer.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// From the last change until memory is read: Go returns what its collector freed within a few seconds.
 const REST: Duration = Duration::from_secs(5);
@@ -87,7 +85,7 @@ impl Measured {
                 at_rest(&podway(&node, &source, pod_networks)?)
             })?;
             self.samples.push(Sample { program: "podway", cluster, source: "folder", memory });
-            node.command(binary("podway")?).arg("cleanup").args(settings(&node, &own_range)?).run()?;
+            contenders::podway_cleanup(&node)?;
         }
         Ok(())
     }
@@ -112,7 +110,7 @@ impl Measured {
             let memory = during(&format!("{program}, {cluster}, from a kube-apiserver"), || {
                 let node = &nodes[number];
                 let process = match program {
-                    "podway" => podway(node, &kubeconfig_field(&plane), &format!("[{POD_NETWORK}]"))?,
+                    "podway" => podway(node, &contenders::kubeconfig(&plane), &format!("[{POD_NETWORK}]"))?,
                     "kube-proxy" => kube_proxy(node, &plane)?,
                     _ => flanneld(node, &plane)?,
                 };
@@ -154,28 +152,14 @@ fn at_rest(process: &Process) -> Result<Memory> {
 }
 
 fn podway(node: &Node, source: &str, pod_networks: &str) -> Result<Process> {
-    let command = node.command(binary("podway")?).args(["run", "--set", source]);
-    let process = command.args(settings(node, pod_networks)?).start("podway")?;
+    let process = contenders::podway(node, &[source.to_owned(), pod_networks_field(pod_networks)])?;
     process.wait_for_log("pod network programmed", PATIENCE)?;
     process.wait_for_log("Services", PATIENCE)?;
     Ok(process)
 }
 
-/// What one node of several on one machine must have for itself.
-fn settings(node: &Node, pod_networks: &str) -> Result<Vec<String>> {
-    let subnet_file = node.folder()?.join("subnet.env");
-    let pins = node.bpffs()?.join("podway");
-    let fields = [
-        format!("nodeName={}", node.name()),
-        format!("network.podNetworks={pod_networks}"),
-        format!("network.subnetFile={}", subnet_file.display()),
-        format!("ebpf.pinDirectory={}", pins.display()),
-    ];
-    Ok(fields.into_iter().flat_map(|field| ["--set".to_owned(), field]).collect())
-}
-
-fn kubeconfig_field(plane: &ControlPlane) -> String {
-    format!("source.kube.kubeconfig={}", plane.kubeconfig().display())
+fn pod_networks_field(pod_networks: &str) -> String {
+    format!("network.podNetworks={pod_networks}")
 }
 
 /// In nftables mode, as podway.
@@ -200,37 +184,13 @@ fn kube_proxy(node: &Node, plane: &ControlPlane) -> Result<Process> {
 }
 
 fn flanneld(node: &Node, plane: &ControlPlane) -> Result<Process> {
-    let folder = node.folder()?;
-    let (config, subnet_file) = (folder.join("net-conf.json"), folder.join("subnet.env"));
-    let network = serde_json::json!({
-        "Network": POD_NETWORK,
-        "EnableNFTables": true,
-        "Backend": { "Type": "vxlan" },
-    });
-    fs::write(&config, network.to_string()).with_context(|| format!("write {}", config.display()))?;
-    let command = node.command(reference("flanneld")?).env("NODE_NAME", node.name()).args([
-        "--kube-subnet-mgr".to_owned(),
-        "--ip-masq".to_owned(),
-        "--iface=eth0".to_owned(),
-        format!("--kubeconfig-file={}", plane.kubeconfig().display()),
-        format!("--net-config-path={}", config.display()),
-        format!("--subnet-file={}", subnet_file.display()),
-    ]);
-    let process = command.start("flanneld")?;
+    let process = contenders::flanneld(node, plane, POD_NETWORK)?;
+    let subnet_file = contenders::subnet_file(node)?;
     wait_until(&process, "flanneld's subnet file", || match subnet_file.exists() {
         true => Ok(()),
         false => bail!("{} is not there", subnet_file.display()),
     })?;
     Ok(process)
-}
-
-/// Waits for what the process is to bring about; fails with its log as soon as it ends.
-fn wait_until(process: &Process, what: &str, mut look: impl FnMut() -> Result<()>) -> Result<()> {
-    within(PATIENCE, what, || if process.is_running() { look() } else { Ok(()) })?;
-    if !process.is_running() {
-        bail!("waiting for {what}: the program has ended\n{}", process.log());
-    }
-    Ok(())
 }
 
 fn services_in_words() -> String {

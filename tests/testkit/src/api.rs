@@ -59,6 +59,15 @@ impl Api {
         serde_json::from_str(&body).or_else(|_| Ok(Value::from(body)))
     }
 
+    /// Sends a GET whose answer goes on for as long as the connection, such as a watch; what follows is to be read line
+    /// by line. Chunk lengths are lines of their own.
+    pub(crate) fn open(&self, path: &str) -> Result<TcpStream> {
+        let stream = self.host.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, PROXY_PORT)))?;
+        let mut stream = stream.context("connect to kubectl proxy")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n")?;
+        Ok(stream)
+    }
+
     /// Applies every document (server-side), and puts its status in place of the object's own.
     pub(crate) fn apply(&self, yaml: &str) -> Result<()> {
         for mut object in documents(yaml)? {

@@ -7,6 +7,7 @@ mod event_writer;
 mod fold;
 mod follow;
 mod node_writer;
+mod pod;
 mod subnet_claims;
 mod subnet_objects;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use self::contact::Contact;
 pub use self::event_writer::{EventReason, EventWriter, Regarding};
 use self::follow::{Closed, Followed, endpoint_slices, follow, nodes, services};
 pub use self::node_writer::NodeWriter;
+pub use self::pod::node_of_pod;
 pub use self::subnet_claims::{AssignError, SubnetClaims};
 use crate::{Error, Event, KubeConfig, Wanted, manifest};
 

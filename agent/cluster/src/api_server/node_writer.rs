@@ -7,7 +7,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use podway_overlay::ANNOTATION_PREFIX;
 use serde_json::{Value, json};
 
 use super::contact::root_cause;
@@ -29,8 +28,9 @@ impl NodeWriter {
     /// # Errors
     /// [`Error::Patch`].
     pub async fn annotate(&self, node: &str, annotations: &BTreeMap<String, String>) -> Result<(), Error> {
+        let prefix = manifest::annotation_prefix();
         let annotations: BTreeMap<String, &String> =
-            annotations.iter().map(|(key, value)| (format!("{ANNOTATION_PREFIX}{key}"), value)).collect();
+            annotations.iter().map(|(key, value)| (format!("{prefix}{key}"), value)).collect();
         self.patch(node, json!({ "metadata": { "annotations": annotations } })).await
     }
 

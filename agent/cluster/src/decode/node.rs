@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use podway_overlay::{ANNOTATION_PREFIX, Node};
+use podway_overlay::Node;
 
 use super::field::{self, Notes};
 use super::{Decode, Decoded, Key, Nameless, label, plain_name};
@@ -75,7 +75,8 @@ fn pod_cidrs(manifest: &manifest::Node, notes: &mut Notes<'_>) -> Vec<IpNet> {
 
 /// Annotations under flannel's prefix, without it (N5).
 fn flannel(manifest: &manifest::Node) -> BTreeMap<String, String> {
+    let prefix = manifest::annotation_prefix();
     let annotations = manifest.metadata.annotations.iter().flatten();
-    let ours = annotations.filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATION_PREFIX)?, value)));
+    let ours = annotations.filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value)));
     ours.map(|(key, value)| (key.to_owned(), value.clone())).collect()
 }

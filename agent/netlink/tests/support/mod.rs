@@ -40,10 +40,14 @@ impl Namespace {
 
     /// Runs `ip` in it once for many lines.
     pub(crate) fn ip_batch(&self, lines: &str) {
+        feed(self.batch(), lines);
+    }
+
+    /// An `ip` in it that reads lines.
+    pub(crate) fn batch(&self) -> Command {
         let mut ip = Command::new("ip");
-        let mut ip = ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-        ip.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-        assert!(ip.wait().unwrap().success(), "ip -batch");
+        ip.args(["-n", &self.name, "-batch", "-"]);
+        ip
     }
 
     /// Runs `bridge` in it.
@@ -80,6 +84,12 @@ impl Namespace {
     pub(crate) fn observe(&self, overlay: &Overlay) -> Observed {
         let names = overlay.link_names();
         self.netlink(|netlink| async move { netlink.observe(&names).await.unwrap() })
+    }
+
+    /// What this machine contributes, by interface eth0.
+    pub(crate) fn host(&self, settings: &Settings) -> Host {
+        let choice = InterfaceChoice { interfaces: vec!["eth0".to_owned()], ..InterfaceChoice::default() };
+        self.netlink(|netlink| async move { netlink.host(&choice, settings).await.unwrap() })
     }
 
     /// Carries out steps.
@@ -125,6 +135,13 @@ impl Drop for Namespace {
     }
 }
 
+/// Runs a program that reads `lines`; it must succeed.
+pub(crate) fn feed(mut program: Command, lines: &str) {
+    let mut running = program.stdin(Stdio::piped()).spawn().unwrap();
+    running.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(running.wait().unwrap().success(), "{program:?}");
+}
+
 /// Runs `job` with a netlink socket in the namespace of this thread, on this thread.
 pub(crate) fn here<T, F: Future<Output = T>>(job: impl FnOnce(Netlink) -> F) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -157,14 +174,13 @@ impl Pair {
 /// The pod network of node `n` with both nodes.
 pub(crate) fn overlay(namespace: &Namespace, n: u8, networks: &[&str]) -> Overlay {
     let networks = networks.iter().map(|net| net.parse().unwrap()).collect();
-    let settings = Settings::new(&format!("node-{n}"), networks, Peering::Derived);
+    configured(namespace, Settings::new(&format!("node-{n}"), networks, Peering::Derived))
+}
+
+/// The pod network as configured, with both nodes.
+pub(crate) fn configured(namespace: &Namespace, settings: Settings) -> Overlay {
     let mut overlay = Overlay::new(settings.clone()).unwrap();
-    let external = namespace.netlink(|netlink| async move {
-        let choice = InterfaceChoice::Name(LinkName::new("eth0").unwrap());
-        netlink.external_interface(&choice).await.unwrap()
-    });
-    let device_macs = namespace.observe(&overlay).device_macs(&settings);
-    overlay.set_host(Host { external, device_macs });
+    overlay.set_host(namespace.host(&settings));
     for peer in [node(1), node(2)] {
         overlay.apply(&peer.name.clone(), Some(&peer));
     }

@@ -1,0 +1,96 @@
+//! What was told to the rest of the daemon, so that nothing is told twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use podway_overlay::Node;
+use tokio::sync::mpsc::Sender;
+
+use crate::outage::Outage;
+use crate::{Event, Kind, Problem};
+
+/// The way to the receiver of events.
+#[derive(Debug)]
+pub(super) struct Teller {
+    events: Sender<Event>,
+    nodes: BTreeMap<Arc<str>, Node>,
+    /// What is wrong with a key.
+    faults: BTreeMap<Arc<str>, String>,
+    troubles: Outage,
+    outage: Outage,
+    synced: bool,
+}
+
+impl Teller {
+    pub(super) fn new(events: Sender<Event>) -> Self {
+        let (nodes, faults) = (BTreeMap::new(), BTreeMap::new());
+        let (troubles, outage) = (Outage::default(), Outage::default());
+        Self { events, nodes, faults, troubles, outage, synced: false }
+    }
+
+    /// Tells of a Node if it differs from what was told.
+    pub(super) async fn node(&mut self, name: &Arc<str>, node: Option<Node>) {
+        if self.nodes.get(name) == node.as_ref() {
+            return;
+        }
+        match &node {
+            Some(node) => self.nodes.insert(name.clone(), node.clone()),
+            None => self.nodes.remove(name),
+        };
+        self.send(Event::Node(name.clone(), node)).await;
+    }
+
+    /// Tells what is wrong with a key, until it is something else.
+    pub(super) async fn fault(&mut self, key: &Arc<str>, subject: String, fault: Option<String>) {
+        if self.faults.get(key) == fault.as_ref() {
+            return;
+        }
+        let Some(message) = fault else {
+            self.faults.remove(key);
+            return;
+        };
+        self.faults.insert(key.clone(), message.clone());
+        self.send(Event::Problem(Problem { subject, field: String::new(), message })).await;
+    }
+
+    /// Tells of a trouble, each once a minute.
+    pub(super) async fn problem(&mut self, subject: &str, message: String) {
+        let problem = Problem { subject: subject.to_owned(), field: String::new(), message };
+        if self.troubles.failed(&problem.to_string(), Instant::now()) {
+            self.send(Event::Problem(problem)).await;
+        }
+    }
+
+    /// Tells that etcd cannot be followed, and why, once a minute.
+    pub(super) async fn outage(&mut self, message: String) {
+        if self.outage.failed(&message, Instant::now()) {
+            let subject = "node subnets".to_owned();
+            self.send(Event::Problem(Problem { subject, field: String::new(), message })).await;
+        }
+    }
+
+    /// Notes that etcd is followed again.
+    pub(super) fn recovered(&mut self) {
+        if let Some(lasted) = self.outage.over(Instant::now()) {
+            tracing::info!(?lasted, "etcd is followed again");
+        }
+    }
+
+    /// Tells once that all there is was told.
+    pub(super) async fn synced(&mut self) {
+        if !std::mem::replace(&mut self.synced, true) {
+            self.send(Event::Synced(Kind::Node)).await;
+        }
+    }
+
+    /// Returns when nobody listens any more.
+    pub(super) async fn closed(&self) {
+        self.events.closed().await;
+    }
+
+    async fn send(&self, event: Event) {
+        // Who does not listen is not told; the caller ends by `closed`.
+        let _ = self.events.send(event).await;
+    }
+}
