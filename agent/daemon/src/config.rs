@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use podway_cluster::{EtcdConfig, SourceConfig};
-use podway_overlay::AssignMode;
+pub(crate) use podway_overlay::AssignMode;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -141,9 +141,9 @@ pub(crate) struct NetworkConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct AssignConfig {
-    /// Whether podway gives this node subnets that the cluster does not.
+    /// Whether podway gives this node subnets that the cluster does not (contract N2).
     pub mode: AssignMode,
-    /// Where the claims are, one Lease for each subnet.
+    /// The namespace of the Leases that subnets are claimed by.
     pub namespace: String,
     /// Length of a node's IPv4 subnet; 0 = 24, or two more than the range's where that is too long.
     pub subnet_len: u8,
@@ -165,7 +165,7 @@ pub(crate) struct AssignConfig {
 impl Default for AssignConfig {
     fn default() -> Self {
         Self {
-            mode: AssignMode::default(),
+            mode: AssignMode::Auto,
             namespace: "kube-system".to_owned(),
             subnet_len: 0,
             subnet_min: None,
