@@ -18,7 +18,7 @@ use crate::table::Table;
 const PAGE: &str = "docs/benchmarks/cni.md";
 
 /// Enough for a 99th percentile that one slow call does not make.
-const ROUNDS: usize = 200;
+const ROUNDS: usize = 100;
 /// With duplicate address detection, an ADD of some chains takes seconds.
 const DUAL_STACK_ROUNDS: usize = 20;
 /// Pods of the same chain that are there already: nearly as many as a kubelet takes by default.
@@ -56,6 +56,11 @@ enum Families {
     Both,
 }
 
+/// The routes of a pod behind ptp, by family.
+const EVERYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
+/// What flannel's CNI plugin has the bridge route, beside the default route that the bridge makes itself.
+const POD_NETWORKS: [&str; 2] = ["10.77.0.0/16", "fd77::/48"];
+
 /// One table.
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -85,11 +90,10 @@ impl Case {
             .map(|(number, kinds)| self.chain(&node, number, kinds))
             .collect::<Result<_>>()?;
         during(&format!("{self}: {} pods of each chain", self.others), || {
-            let pods = (0..self.others).map(|number| self.sandbox(&node, &format!("other-{number}")));
-            for pod in pods {
-                let pod = pod?;
-                for (number, chain) in chains.iter().enumerate() {
-                    Attachment { bin: &bin, pod: &pod, ifname: &format!("eth{number}") }.add(&node, chain)?;
+            for (number, chain) in chains.iter().enumerate() {
+                for other in 0..self.others {
+                    let pod = self.sandbox(&node, &format!("other-{number}-{other}"))?;
+                    Attachment { bin: &bin, pod: &pod }.add(&node, chain)?;
                 }
             }
             anyhow::Ok(())
@@ -99,7 +103,7 @@ impl Case {
         during(&format!("{self}: {} rounds", self.rounds), || {
             for _ in 0..self.rounds {
                 for (chain, [add, del]) in chains.iter().zip(&mut times) {
-                    let attachment = Attachment { bin: &bin, pod: &pod, ifname: "eth0" };
+                    let attachment = Attachment { bin: &bin, pod: &pod };
                     let (result, time) = attachment.add(&node, chain)?;
                     add.0.push(time);
                     del.0.push(attachment.del(&node, chain, &result)?);
@@ -151,10 +155,10 @@ impl Case {
         let plugins = kinds.iter().map(|kind| {
             Ok(match *kind {
                 "podway" => self.podway(&folder, number)?,
-                "ptp" => json!({ "type": "ptp", "mtu": 1450, "ipam": self.host_local(&folder, number) }),
+                "ptp" => json!({ "type": "ptp", "mtu": 1450, "ipam": self.host_local(&folder, number, EVERYWHERE) }),
                 "bridge" => json!({
                     "type": "bridge", "bridge": format!("cni{number}"), "mtu": 1450, "isGateway": true,
-                    "isDefaultGateway": true, "hairpinMode": true, "ipam": self.host_local(&folder, number),
+                    "isDefaultGateway": true, "hairpinMode": true, "ipam": self.host_local(&folder, number, POD_NETWORKS),
                 }),
                 other => json!({ "type": other }),
             })
@@ -175,12 +179,12 @@ impl Case {
         Ok(json!({ "type": "podway", "subnetFile": subnet_file, "dataDir": folder }))
     }
 
-    fn host_local(self, folder: &Path, number: u8) -> Value {
+    fn host_local(self, folder: &Path, number: u8, to: [&str; 2]) -> Value {
         let mut ranges = vec![json!([{ "subnet": format!("10.77.{number}.0/24") }])];
-        let mut routes = vec![json!({ "dst": "0.0.0.0/0" })];
+        let mut routes = vec![json!({ "dst": to[0] })];
         if self.families == Families::Both {
             ranges.push(json!([{ "subnet": format!("fd77:0:0:{number}::/64") }]));
-            routes.push(json!({ "dst": "::/0" }));
+            routes.push(json!({ "dst": to[1] }));
         }
         json!({ "type": "host-local", "dataDir": folder, "ranges": ranges, "routes": routes })
     }
@@ -196,11 +200,10 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// A pod's interface, and where the plugins are.
+/// A pod, and where the plugins are.
 struct Attachment<'a> {
     bin: &'a Path,
     pod: &'a Host,
-    ifname: &'a str,
 }
 
 impl Attachment<'_> {
@@ -241,7 +244,7 @@ impl Attachment<'_> {
             .env("CNI_PATH", self.bin)
             .env("CNI_CONTAINERID", self.pod.name())
             .env("CNI_NETNS", Path::new("/run/netns").join(self.pod.netns()))
-            .env("CNI_IFNAME", self.ifname)
+            .env("CNI_IFNAME", "eth0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
