@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod config;
+mod disturbance;
 mod flanneld;
 mod log;
 mod message;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use podway_cluster::{DirectoryConfig, Event, Kind, Nodes, Source, SourceConfig, Wanted};
-use podway_nftables::{Network, Nft, NftProcess, Services};
+use podway_nftables::{Nft, NftProcess, Services, Watch};
 use podway_proxy::NodeContext;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, Dataplane};
-use crate::network::NetworkHalf;
+use crate::disturbance::Disturbance;
+use crate::network::{Firewall, NetworkHalf};
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
 
@@ -43,8 +44,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let mut listeners = Listeners::default();
     if config.network.enabled {
-        let masquerade = Network::adopt(NftProcess::default(), config.services.mark()).await?;
-        let half = NetworkHalf::new(&config, masquerade, writer)?;
+        let half = NetworkHalf::new(&config, Firewall::open(&config).await?, writer)?;
         let (sender, events) = mpsc::unbounded_channel();
         listeners.network = Some(sender);
         halves.spawn_local(run_half(half, events, stopped.clone()));
@@ -53,8 +53,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         let mut nft = NftProcess::default();
         // An nft that is not there, or may not be used, is known at once and not at the first list.
         nft.list_table("ip podway").await?;
+        let disturbance = Disturbance::new(Watch::open(&nft)?);
         let nftables = Services::new(nft, config.services.mark());
-        let half = ServiceHalf::new(nftables, open_bpf(&config)?);
+        let half = ServiceHalf::new(nftables, open_bpf(&config)?, Some(disturbance));
         let (sender, events) = mpsc::unbounded_channel();
         listeners.services = Some(sender);
         halves.spawn_local(run_half(half, events, stopped));

@@ -12,6 +12,7 @@ use podway_proxy::{Frontend, ObjectName, Planner, RowDelta, Rows};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
+use crate::disturbance::Disturbance;
 use crate::run::{Half, Listed, Next, ServiceEvent};
 
 /// The longest wait between two attempts: kube-proxy's syncPeriod (contract S30).
@@ -34,12 +35,14 @@ pub(crate) struct ServiceHalf<N = NftProcess> {
     /// What is planned and not yet in the kernel; `None` until all of it was written once, and after a doubt.
     pending: Option<RowDelta>,
     contested: BTreeSet<Frontend>,
+    disturbance: Option<Disturbance>,
     retry: Retry,
 }
 
 impl<N: Nft> ServiceHalf<N> {
-    /// A half that writes no rows before Services and EndpointSlices have been listed once (contract S32).
-    pub(crate) fn new(nftables: Services<N>, bpf: Bpf) -> Self {
+    /// A half that writes no rows before Services and EndpointSlices have been listed once (contract S32), and repairs
+    /// what it hears of by `disturbance`.
+    pub(crate) fn new(nftables: Services<N>, bpf: Bpf, disturbance: Option<Disturbance>) -> Self {
         Self {
             planner: Planner::default(),
             nftables,
@@ -47,6 +50,7 @@ impl<N: Nft> ServiceHalf<N> {
             listed: [Kind::Service, Kind::EndpointSlice].map(|kind| (kind, Listed::Nothing)).into(),
             pending: None,
             contested: BTreeSet::new(),
+            disturbance,
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
         }
     }
@@ -63,6 +67,16 @@ impl<N: Nft> Half for ServiceHalf<N> {
                 self.pending = None;
             }
         }
+    }
+
+    async fn disturbed(&mut self) {
+        match &mut self.disturbance {
+            Some(disturbance) => drop(disturbance.next(|damage| damage.services).await),
+            None => std::future::pending().await,
+        }
+        info!("another program changed the Services' nftables: they are repaired");
+        self.nftables.invalidate();
+        self.pending = None;
     }
 
     async fn reconcile(&mut self) -> Result<Next> {
@@ -199,7 +213,7 @@ mod tests {
         half.reconcile().await.unwrap();
         let kernel = half.nftables.nft_mut().clone();
 
-        let mut restarted = ServiceHalf::new(adopt(kernel).await, off());
+        let mut restarted = ServiceHalf::new(adopt(kernel).await, off(), None);
         for kind in [Kind::Service, Kind::EndpointSlice] {
             let writes = restarted.nftables.nft_mut().history.len();
             restarted.reconcile().await.unwrap();
@@ -215,7 +229,7 @@ mod tests {
     async fn s32_from_lists_that_are_incomplete_rows_are_added_and_none_removed() {
         let mut half = half_with("web", FakeNft::default()).await;
         half.reconcile().await.unwrap();
-        let mut restarted = ServiceHalf::new(adopt(half.nftables.nft_mut().clone()).await, off());
+        let mut restarted = ServiceHalf::new(adopt(half.nftables.nft_mut().clone()).await, off(), None);
         restarted.apply(change("db", 2));
         for (listed, frontends) in [(Listed::Partly, 2), (Listed::Fully, 1)] {
             restarted.apply(ServiceEvent::Listed(Kind::Service, listed));
@@ -231,7 +245,7 @@ mod tests {
     #[tokio::test]
     async fn s32_no_table_is_made_before_there_are_rows_for_it() {
         let services = Services::new(FakeNft::default(), DEFAULT_MARK);
-        let mut half = ServiceHalf::new(services, off());
+        let mut half = ServiceHalf::new(services, off(), None);
         half.apply(change("web", 1));
         half.reconcile().await.unwrap();
         assert!(half.nftables.nft_mut().history.is_empty());
@@ -267,7 +281,7 @@ mod tests {
     }
 
     async fn half_with(service: &str, kernel: FakeNft) -> ServiceHalf<FakeNft> {
-        let mut half = ServiceHalf::new(adopt(kernel).await, off());
+        let mut half = ServiceHalf::new(adopt(kernel).await, off(), None);
         half.apply(change(service, 1));
         half.apply(ServiceEvent::Listed(Kind::Service, Listed::Fully));
         half.apply(ServiceEvent::Listed(Kind::EndpointSlice, Listed::Fully));

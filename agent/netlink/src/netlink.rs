@@ -17,6 +17,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use tokio::sync::Mutex;
 
 /// A netlink socket in the network namespace in which it was opened.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The network half: Nodes in; links, routes, neighbours, FDB entries, masquerade and flannel's files out.
 
 mod announce;
+mod firewall;
 mod settings;
 pub(crate) mod subnet_file;
 
@@ -11,12 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use podway_cluster::NodeWriter;
 use podway_netlink::{InterfaceChoice, Netlink};
-use podway_nftables::{Network, NetworkRows, Ports};
+use podway_nftables::{NetworkRows, Ports};
 use podway_overlay::{Family, Masquerade, Node, Op, Overlay, Peering, PerFamily, Problem};
 use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
 use self::announce::Announcer;
+pub(crate) use self::firewall::Firewall;
 pub(crate) use self::settings::overlay_settings;
 use crate::config::Config;
 use crate::message;
@@ -30,7 +32,7 @@ pub(crate) struct NetworkHalf {
     config: Config,
     overlay: Overlay,
     netlink: Netlink,
-    masquerade: Network,
+    firewall: Firewall,
     own: Option<Node>,
     /// The own Node as it was when the external interface was chosen.
     located: Option<Node>,
@@ -42,11 +44,11 @@ pub(crate) struct NetworkHalf {
 
 impl NetworkHalf {
     /// A half that writes nothing before the Nodes have been listed once. `writer` tells the cluster of this node.
-    pub(crate) fn new(config: &Config, masquerade: Network, writer: Option<NodeWriter>) -> Result<Self> {
+    pub(crate) fn new(config: &Config, firewall: Firewall, writer: Option<NodeWriter>) -> Result<Self> {
         Ok(Self {
             overlay: Overlay::new(overlay_settings(config)?)?,
             netlink: Netlink::open()?,
-            masquerade,
+            firewall,
             announcer: Announcer::new(
                 writer.filter(|_| settings::peering(config) == Peering::Annotated),
                 &config.node_name,
@@ -79,6 +81,10 @@ impl Half for NetworkHalf {
                 }
             }
         }
+    }
+
+    async fn disturbed(&mut self) {
+        self.firewall.disturbed().await;
     }
 
     async fn reconcile(&mut self) -> Result<Next> {
@@ -127,8 +133,12 @@ impl NetworkHalf {
         };
         // One family, or one peer, that cannot be served does not keep the others from what they need.
         let run = self.run(&ops).await;
-        let written = match self.masquerade_rows() {
-            Some(rows) => self.masquerade.replace(&rows).await?,
+        let written = match self.overlay.masquerade() {
+            Some(masquerade) => {
+                let forward = self.config.network.forward_accept;
+                let passing = if forward { masquerade.pod_networks.clone() } else { Vec::new() };
+                self.firewall.program(&self.masquerade_rows(masquerade), passing).await?
+            }
             None => 0,
         };
         if let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) {
@@ -144,16 +154,17 @@ impl NetworkHalf {
         run
     }
 
-    /// `None` as long as this node's subnets are not known.
-    fn masquerade_rows(&self) -> Option<NetworkRows> {
+    fn masquerade_rows(&self, of: Masquerade) -> NetworkRows {
         let config = &self.config.network;
         if !config.masquerade {
-            return Some(NetworkRows::default());
+            return NetworkRows::default();
         }
-        let Masquerade { pod_networks, own_subnets } = self.overlay.masquerade()?;
-        let non_masquerade = config.non_masquerade_cidrs.clone();
-        let ports = if config.masquerade_random { Ports::Random } else { Ports::Kept };
-        Some(NetworkRows { pod_networks, own_subnets, non_masquerade, ports })
+        NetworkRows {
+            pod_networks: of.pod_networks,
+            own_subnets: of.own_subnets,
+            non_masquerade: config.non_masquerade_cidrs.clone(),
+            ports: if config.masquerade_random { Ports::Random } else { Ports::Kept },
+        }
     }
 
     /// Finds out which interface reaches the other nodes, anew when the own Node changed.
