@@ -59,9 +59,8 @@ impl Tables {
         if let Some(rows) = rows(network, pods.as_ref()) {
             written += self.masquerade.replace(&rows).await?;
         }
-        let Some(Masquerade { pod_networks, .. }) = pods.filter(|_| network.forward_accept) else {
-            return Ok(written);
-        };
+        let Some(Masquerade { pod_networks, .. }) = pods else { return Ok(written) };
+        let pod_networks = if network.forward_accept { pod_networks } else { Vec::new() };
         if self.opened_for.as_ref() != Some(&pod_networks) {
             written += self.open(&pod_networks).await?;
             self.opened_for = Some(pod_networks);
@@ -81,6 +80,9 @@ impl Tables {
         }
         for problem in report.problems.difference(&self.problems) {
             warn!("{problem}");
+        }
+        for problem in self.problems.difference(&report.problems) {
+            info!("no longer: {problem}");
         }
         (self.opened, self.problems) = (report.opened, report.problems);
         Ok(report.written)
