@@ -134,6 +134,8 @@ fn n20_nothing_of_a_stranger_is_touched_neither_by_run_nor_by_cleanup() {
     ours.ip("route add 10.244.2.0/24 via 192.0.2.9 metric 500");
     ours.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
     ours.ip("link add other type vxlan id 77 dstport 4789 local 192.0.2.1 dev eth0");
+    // Its own link-local address would be tentative for a while.
+    ours.ip("link set other addrgenmode none");
     ours.ip("link set other up");
     ours.ip("neigh add 10.77.0.1 lladdr 02:00:00:00:00:77 dev other nud permanent");
     ours.bridge("fdb add 02:00:00:00:00:77 dev other dst 192.0.2.77");
