@@ -130,11 +130,11 @@ fn n8_a_new_address_and_a_new_interface_make_the_link_anew_with_its_mac() {
     let settings = Settings { peering: Peering::Annotated, ..settings(1) };
     let mut overlay = configured(ours, settings.clone());
     ours.reconcile(&mut overlay);
-    let mac = || ours.observe(&configured(ours, settings.clone())).links[&link("flannel.1")].mac;
+    let mac = || ours.observe(&Overlay::new(settings.clone()).unwrap()).links[&link("flannel.1")].mac;
     let before = mac();
 
-    ours.ip("addr add 192.0.2.77/24 dev eth0");
     ours.ip("addr del 192.0.2.1/24 dev eth0");
+    ours.ip("addr add 192.0.2.77/24 dev eth0");
     overlay.set_host(ours.host(&settings));
     assert_eq!(overlay.annotations()["public-ip"], "192.0.2.77");
     ours.reconcile(&mut overlay);
