@@ -26,13 +26,15 @@ pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
         ChecksumOffload::On => Offload::On,
         ChecksumOffload::Off => Offload::Off,
     };
+    settings.learning = network.learning;
+    settings.gbp = network.gbp;
     settings.blackhole = network.blackhole_route;
     Ok(settings)
 }
 
 /// Nodes of an API server, and leases in etcd, tell each other their part; files are written by nobody but their
 /// owner.
-pub(super) fn peering(config: &Config) -> Peering {
+pub(crate) fn peering(config: &Config) -> Peering {
     match (&config.source, config.network.store()) {
         (_, Store::Etcd) | (SourceConfig::Kube(_), Store::Nodes) => Peering::Annotated,
         _ => Peering::Derived,
