@@ -195,6 +195,21 @@ fn n19_a_strict_reverse_path_filter_is_loosened_on_our_link() {
 }
 
 #[test]
+fn n19_a_bridge_of_pods_that_netfilter_does_not_see_is_named() {
+    let pair = Pair::new();
+    let ours = &pair.nodes[0];
+    ours.ip("link add cni0 type bridge");
+    ours.ip("addr add 10.244.1.1/24 dev cni0");
+    let seen = ours.inside(|| {
+        std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables")
+            .is_ok_and(|value| value.trim() == "1")
+    });
+    let texts: Vec<String> =
+        configured(ours, settings(1)).problems().iter().map(ToString::to_string).collect();
+    assert_eq!(texts.iter().any(|text| text.contains("bridge cni0 has the pods of 10.244.1.0/24")), !seen);
+}
+
+#[test]
 fn n22_unused_addresses_of_the_own_subnet_lead_nowhere_and_pods_are_not_shadowed() {
     let pair = Pair::new();
     let ours = &pair.nodes[0];

@@ -413,6 +413,20 @@ fn n19_a_strict_reverse_path_filter_is_loosened_on_our_link_alone() {
 }
 
 #[test]
+fn n19_a_bridge_of_this_nodes_pods_that_netfilter_does_not_see_is_reported() {
+    let (mut overlay, _) = with_peer(7);
+    let bridge = |name: &str, net: &str| (LinkName::new(name).unwrap(), net.parse::<IpNet>().unwrap());
+    let unfiltered_bridges = vec![bridge("cni0", "10.244.0.1/24"), bridge("docker0", "172.17.0.1/16")];
+    overlay.set_host(Host { unfiltered_bridges, ..host(1500) });
+    let texts: Vec<String> =
+        overlay.problems().iter().filter(|problem| &*problem.node == OWN).map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    assert!(texts[0].contains("bridge cni0") && texts[0].contains("bridge-nf-call-iptables"), "{texts:?}");
+    overlay.set_host(host(1500));
+    assert!(overlay.problems().iter().all(|problem| &*problem.node != OWN));
+}
+
+#[test]
 fn n22_the_own_subnet_gets_a_blackhole_route_and_loses_it_with_the_setting() {
     let (mut overlay, mut kernel) =
         (Overlay::new(Settings { blackhole: true, ..settings() }).unwrap(), FakeKernel::default());
