@@ -91,6 +91,8 @@ fn n6_direct_routing_follows_the_machines_routes_and_loses_no_packet() {
                 let ops = ours.change(&mut overlay);
                 assert_eq!(ops.len(), 3, "the peer's three rows and nothing else: {ops:?}");
                 assert!(way().contains(link), "{}", way());
+                let all = ours.ip(&format!("{family} route show proto {}", podway_netlink::ROUTE_PROTOCOL));
+                assert_eq!(all.lines().count(), 1, "nothing is left of the way there: {all}");
                 assert_eq!(ours.observe(&overlay).rows, overlay.plan().rows);
                 thread::sleep(Duration::from_millis(30));
             }
