@@ -422,6 +422,7 @@ fn n19_a_bridge_of_this_nodes_pods_that_netfilter_does_not_see_is_reported() {
         overlay.problems().iter().filter(|problem| &*problem.node == OWN).map(ToString::to_string).collect();
     assert_eq!(texts.len(), 1, "{texts:?}");
     assert!(texts[0].contains("bridge cni0") && texts[0].contains("bridge-nf-call-iptables"), "{texts:?}");
+    assert_eq!(overlay.changes(), Some(vec![]), "nothing else is looked at again");
     overlay.set_host(host(1500));
     assert!(overlay.problems().iter().all(|problem| &*problem.node != OWN));
 }
