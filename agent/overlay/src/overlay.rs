@@ -244,14 +244,19 @@ impl Overlay {
         Some(SubnetEnv::new(&self.settings, &self.local.subnets, mtu, ip_masq))
     }
 
-    /// Works out this machine's own part anew; if it differs, every peer is judged again.
+    /// Works out this machine's own part anew; if more of it differs than what is wrong with it, every peer is judged
+    /// again.
     fn relocate(&mut self) {
         let local = Local::of(&self.settings, &self.names, self.host.as_ref(), self.own.as_ref());
         if local == self.local {
             return;
         }
         note_faults(&mut self.faults, &self.settings.node, local.reasons.iter());
+        let same = (&local.subnets, &local.bases) == (&self.local.subnets, &self.local.bases);
         self.local = local;
+        if same {
+            return;
+        }
         self.before = None;
         let names: Vec<_> = self.readings.keys().cloned().collect();
         names.iter().for_each(|name| self.judge(name));
