@@ -34,8 +34,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A list of all 65,536 subnets of a /8 has 16 MB.
 const LARGEST_ANSWER: usize = 256 << 20;
 
-/// A user of one etcd cluster. Connects when something is called.
-#[derive(Debug, Clone)]
+/// A user of one etcd cluster. Connects when something is called. Not to be printed: it knows a password.
+#[derive(Clone)]
 pub(super) struct Client {
     config: EtcdConfig,
     members: Vec<Member>,
@@ -44,7 +44,7 @@ pub(super) struct Client {
     token: Option<MetadataValue<Ascii>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Member {
     url: String,
     channel: Channel,
@@ -139,8 +139,10 @@ impl Client {
             Err(status) if status.message().contains("authentication is not enabled") => return Ok(()),
             answer => answer?,
         };
-        let token = MetadataValue::try_from(answer.token.as_str());
-        self.token = Some(token.map_err(|_| Status::internal("the token is no ASCII text"))?);
+        let mut token = MetadataValue::try_from(answer.token.as_str())
+            .map_err(|_| Status::internal("the token is no ASCII text"))?;
+        token.set_sensitive(true);
+        self.token = Some(token);
         Ok(())
     }
 

@@ -31,7 +31,6 @@ const CONTEST_PAUSE: Duration = Duration::from_secs(5);
 const ADOPTED: Duration = Duration::from_secs(24 * 3600);
 
 /// One node in the store.
-#[derive(Debug)]
 pub(super) struct Follower {
     store: Store,
     request: LeaseRequest,
