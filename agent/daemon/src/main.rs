@@ -4,6 +4,8 @@
 //! decided in podway-proxy and podway-overlay; what touches the kernel is in podway-nftables, -netlink and -bpf.
 
 mod cleanup;
+#[cfg_attr(not(test), allow(dead_code, reason = "called by the network half"))]
+mod cni_files;
 mod config;
 mod flanneld;
 mod log;
@@ -11,6 +13,7 @@ mod message;
 mod net_conf;
 mod network;
 mod overrides;
+mod plan;
 mod privilege;
 mod run;
 mod services;
@@ -39,8 +42,13 @@ enum Command {
     Run(Settings),
     /// Remove everything that podway programmed on this node, and nothing else. Traffic through it ends.
     Cleanup(Settings),
+    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
+    Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
+    /// Attach or detach a pod, as a CNI runtime asks in CNI_* variables and on standard input. Under the plugin's name,
+    /// with nothing but CNI_COMMAND, no argument is needed.
+    Cni,
     /// Run the pod network alone, by flannel's command line and variables; also when called by this name.
     #[command(disable_help_flag = true)]
     Flanneld {
@@ -92,9 +100,15 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
+    // Before anything else is looked at: a pod waits for it.
+    if podway_cni::is_called() {
+        return podway_cni::run();
+    }
     let command = Cli::parse_from(arguments(std::env::args_os().collect())).command;
-    if let Command::Flanneld { flags } = &command {
-        return flanneld::main(flags);
+    match &command {
+        Command::Flanneld { flags } => return flanneld::main(flags),
+        Command::Cni => return podway_cni::run(),
+        _ => {}
     }
     match command.execute() {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,11 +141,12 @@ impl Command {
                 log::start(&config.log)?;
                 block_on(cleanup::cleanup(&config))
             }
+            Self::Plan(plan) => plan.execute(),
             Self::Config => {
                 print!("{}", config::DOCUMENTED);
                 Ok(())
             }
-            Self::Flanneld { .. } => unreachable!("flanneld has exit statuses of its own"),
+            Self::Flanneld { .. } | Self::Cni => unreachable!("these have exit statuses of their own"),
         }
     }
 }

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use podway_cluster::{DirectoryConfig, Event, Kind, Nodes, Source, SourceConfig, Wanted};
-use podway_nftables::{Network, Nft, NftProcess, Services};
+use podway_cluster::{DirectoryConfig, EtcdStore, Event, Kind, Nodes, Source, SourceConfig, Wanted};
+use podway_nftables::{Nft, NftProcess, Services};
+use podway_overlay::{LeaseAttributes, Peering};
 use podway_proxy::NodeContext;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -14,7 +15,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, Dataplane};
-use crate::network::NetworkHalf;
+use crate::net_conf;
+use crate::network::{Announcer, NetworkHalf, Store, lease, peering};
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
 
@@ -39,15 +41,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
     let sources = sources(&config).await?;
-    let writer = sources.first().and_then(Source::node_writer);
+    let writer = sources.first().and_then(|source| source.from.node_writer());
 
     let mut listeners = Listeners::default();
+    let mut network = None;
     if config.network.enabled {
-        let masquerade = Network::adopt(NftProcess::default(), config.services.mark()).await?;
-        let half = NetworkHalf::new(&config, masquerade, writer)?;
         let (sender, events) = mpsc::unbounded_channel();
         listeners.network = Some(sender);
-        halves.spawn_local(run_half(half, events, stopped.clone()));
+        network = Some(events);
     }
     if config.services.enabled {
         let mut nft = NftProcess::default();
@@ -57,15 +58,31 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         let half = ServiceHalf::new(nftables, open_bpf(&config)?);
         let (sender, events) = mpsc::unbounded_channel();
         listeners.services = Some(sender);
-        halves.spawn_local(run_half(half, events, stopped));
+        halves.spawn_local(run_half(half, events, stopped.clone()));
     }
     // Whoever is a pod is known from the configuration, before and without this node's object.
     listeners.change(podway_proxy::Event::Node(context(&config, None)));
+    if let Some(events) = network {
+        match config.network.store() {
+            Store::Etcd => {
+                let store = EtcdStore::open(&config.network.etcd).await.context("network.etcd")?;
+                halves.spawn_local(run_leased(store, config.clone(), listeners.clone(), events, stopped));
+            }
+            Store::Nodes | Store::Static => {
+                let writer = writer.filter(|_| peering(&config) == Peering::Annotated);
+                let announcer = Announcer::new(writer, &config.node_name, config.network.node_condition);
+                let half = NetworkHalf::new(&config, announcer).await?;
+                halves.spawn_local(run_half(half, events, stopped));
+            }
+        }
+    }
     let mut feeds = tokio::task::JoinSet::new();
-    for source in sources {
+    for Feed { from, of } in sources {
+        let to =
+            Listeners { network: listeners.network.clone().filter(|_| of == Of::Both), ..listeners.clone() };
         let (sender, events) = mpsc::channel(QUEUE);
-        feeds.spawn_local(source.run(sender));
-        feeds.spawn_local(dispatch(events, config.clone(), listeners.clone()));
+        feeds.spawn_local(from.run(sender));
+        feeds.spawn_local(dispatch(events, config.clone(), to));
     }
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -88,6 +105,43 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+/// The network half where subnets are leased from etcd: the configuration of the network comes from there as well, so
+/// everything waits for it.
+async fn run_leased(
+    store: EtcdStore,
+    mut config: Config,
+    to: Listeners,
+    events: mpsc::UnboundedReceiver<NetworkEvent>,
+    mut stop: watch::Receiver<()>,
+) -> Result<()> {
+    let (sender, told) = mpsc::channel(QUEUE);
+    let net_conf = tokio::select! {
+        conf = store.net_conf(&sender) => conf,
+        () = dispatch(told, config.clone(), to.clone()) => bail!("nobody asks etcd any more"),
+        _ = stop.changed() => return Ok(()),
+    };
+    net_conf::apply(&mut config.network, &net_conf);
+    to.change(podway_proxy::Event::Node(context(&config, None)));
+    // What is announced is known once this machine has been looked at; the first value is not used.
+    let (attributes, mut announced) = watch::channel(LeaseAttributes::default());
+    let half = NetworkHalf::new(&config, Announcer::by_lease(attributes)).await?;
+    to.network(NetworkEvent::Listed(Listed::Nothing));
+    let follow = async {
+        // It fails only when the half has ended, and then this ends with it.
+        let _ = announced.changed().await;
+        let request = lease::request(&config, &net_conf, announced.clone())?;
+        let (sender, told) = mpsc::channel(QUEUE);
+        // Services know their own Node from elsewhere.
+        let network = Listeners { services: None, ..to.clone() };
+        tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network));
+        bail!("following etcd ended by itself")
+    };
+    tokio::select! {
+        ended = run_half(half, events, stop) => ended,
+        ended = follow => ended,
+    }
+}
+
 fn open_bpf(config: &Config) -> Result<Bpf> {
     if config.dataplane == Dataplane::Nftables {
         return Ok(Bpf::Off(config.ebpf.pin_directory.clone()));
@@ -101,23 +155,44 @@ fn open_bpf(config: &Config) -> Result<Bpf> {
     Ok(Bpf::On(Box::new(dataplane)))
 }
 
+/// A source, and which halves listen to it.
+struct Feed {
+    from: Source,
+    of: Of,
+}
+
+/// Whom a source tells of Nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// Both halves.
+    Both,
+    /// The Services alone; the pod network hears of nodes elsewhere.
+    Services,
+}
+
 /// The sources with what each is asked for: the one of the cluster, and one of Nodes where those come from files.
-async fn sources(config: &Config) -> Result<Vec<Source>> {
+async fn sources(config: &Config) -> Result<Vec<Feed>> {
     let services = config.services.enabled;
-    let of_node = |enabled| match enabled {
-        true => Nodes::All,
-        false => Nodes::Only(config.node_name.as_str().into()),
+    let own = || Nodes::Only(config.node_name.as_str().into());
+    let of_network = if config.network.enabled { Nodes::All } else { own() };
+    let cluster = async |nodes, of| -> Result<Feed> {
+        Ok(Feed { from: Source::open(&config.source, &Wanted { services, nodes }).await?, of })
     };
-    if config.network.nodes.as_os_str().is_empty() {
-        let wanted = Wanted { services, nodes: of_node(config.network.enabled) };
-        return Ok(vec![Source::open(&config.source, &wanted).await?]);
+    match config.network.store() {
+        Store::Nodes => Ok(vec![cluster(of_network, Of::Both).await?]),
+        Store::Etcd if services => Ok(vec![cluster(own(), Of::Services).await?]),
+        Store::Etcd => Ok(Vec::new()),
+        Store::Static => {
+            let files = DirectoryConfig { path: config.network.nodes.clone() };
+            let wanted = Wanted { services: false, nodes: of_network };
+            let from = Source::open(&SourceConfig::Directory(files), &wanted).await?;
+            let nodes = Feed { from, of: Of::Both };
+            Ok(match services {
+                true => vec![cluster(Nodes::None, Of::Services).await?, nodes],
+                false => vec![nodes],
+            })
+        }
     }
-    let files = SourceConfig::Directory(DirectoryConfig { path: config.network.nodes.clone() });
-    let wanted = Wanted { services: false, nodes: of_node(config.network.enabled) };
-    Ok(vec![
-        Source::open(&config.source, &Wanted { services, nodes: Nodes::None }).await?,
-        Source::open(&files, &wanted).await?,
-    ])
 }
 
 /// When a half is to be asked to reconcile again.

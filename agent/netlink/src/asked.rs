@@ -124,7 +124,13 @@ impl Requests {
                 self.expected.insert(Expected::FdbRemoved(key.link.clone(), key.mac, *underlay));
             }
             // Told by the port, or not told at all.
-            Op::SetNeighbour(..) | Op::SetRoute(..) | Op::RemoveRoute(..) | Op::SetSysctl(_) => {}
+            Op::SetNeighbour(..)
+            | Op::SetRoute(..)
+            | Op::RemoveRoute(..)
+            | Op::SetBlackhole(_)
+            | Op::RemoveBlackhole(_)
+            | Op::SetOffload(..)
+            | Op::SetSysctl(_) => {}
         }
     }
 

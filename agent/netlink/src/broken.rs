@@ -76,8 +76,9 @@ pub(crate) fn link_of(op: &Op) -> Option<&LinkName> {
         Op::SetNeighbour(key, _) | Op::RemoveNeighbour(key) => Some(&key.link),
         Op::SetFdb(key, _) | Op::RemoveFdb(key, _) => Some(&key.link),
         Op::SetRoute(_, route) | Op::RemoveRoute(_, route) => Some(&route.link),
-        Op::SetSysctl(Sysctl::AcceptRa(link) | Sysctl::KeepRa(link)) => Some(link),
-        Op::SetSysctl(Sysctl::Forwarding(_)) => None,
+        Op::SetOffload(link, _) => Some(link),
+        Op::SetSysctl(Sysctl::AcceptRa(link) | Sysctl::KeepRa(link) | Sysctl::RpFilter(link)) => Some(link),
+        Op::SetSysctl(Sysctl::Forwarding(_)) | Op::SetBlackhole(_) | Op::RemoveBlackhole(_) => None,
     }
 }
 

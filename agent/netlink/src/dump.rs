@@ -79,7 +79,7 @@ pub(crate) struct Hop {
 }
 
 impl RouteEntry {
-    /// The hop of a unicast route that has one, as all of ours have.
+    /// The hop of a unicast route that has one, as all of ours to peers have.
     pub(crate) fn only_hop(&self) -> Option<&Hop> {
         match (self.kind, &self.hops[..]) {
             (RouteType::Unicast, [hop]) => Some(hop),
@@ -168,6 +168,39 @@ pub(crate) async fn routes(
     }
 }
 
+/// The link and source address by which packets to `address` leave, as the kernel decides; `None` if they do not.
+pub(crate) async fn way_to(
+    netlink: &Netlink,
+    address: IpAddr,
+) -> Result<Option<(IfIndex, Option<IpAddr>)>, Error> {
+    let mut request = RouteMessage::default();
+    request.header.address_family =
+        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    request.attributes.push(RouteAttribute::Destination(address.into()));
+    let message = match netlink.ask(RouteNetlinkMessage::GetRoute(request)).await {
+        Ok(Some(RouteNetlinkMessage::NewRoute(message))) => message,
+        Ok(_) => return Ok(None),
+        Err(error) if unreachable(&error) => return Ok(None),
+        Err(cause) => return Err(Error::refused(format!("find the way to {address}"), cause)),
+    };
+    let link = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(IfIndex(*index)),
+        _ => None,
+    });
+    let source = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => route_address(address),
+        _ => None,
+    });
+    Ok(link.map(|link| (link, source)))
+}
+
+fn unreachable(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL))
+}
+
 fn link(message: RouteNetlinkMessage) -> Option<Link> {
     match message {
         RouteNetlinkMessage::NewLink(message) => read_link(message),
@@ -217,7 +250,8 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
 }
 
 fn vxlan(data: &[InfoVxlan]) -> VxlanState {
-    let mut state = VxlanState { vni: 0, port: 0, local: None, lower: None, learning: false, mode: None };
+    let mut state =
+        VxlanState { vni: 0, port: 0, local: None, lower: None, learning: false, gbp: false, mode: None };
     for value in data {
         match value {
             InfoVxlan::Id(vni) => state.vni = *vni,
@@ -231,7 +265,7 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanState {
             InfoVxlan::L2Miss(true) | InfoVxlan::L3Miss(true) => state.mode = Some("miss notifications"),
             InfoVxlan::Proxy(true) | InfoVxlan::Rsc(true) => state.mode = Some("proxy mode"),
             InfoVxlan::Vnifilter(true) => state.mode = Some("a VNI filter"),
-            InfoVxlan::Gbp => state.mode = Some("GBP"),
+            InfoVxlan::Gbp => state.gbp = true,
             InfoVxlan::Gpe => state.mode = Some("GPE"),
             _ => {}
         }

@@ -62,24 +62,54 @@ pub enum Error {
         /// The link.
         link: LinkName,
     },
-    /// The configured external interface is not there.
-    #[error("there is no interface {0}")]
-    NoInterface(LinkName),
+    /// Nothing that was configured leads to an interface.
+    #[error("no interface is meant by {tried}; there are: {interfaces}")]
+    NoInterface {
+        /// What was tried.
+        tried: String,
+        /// The interfaces with their addresses.
+        interfaces: String,
+    },
+    /// A regular expression for the external interface cannot be read.
+    #[error("pattern `{pattern}` for the external interface: {cause}")]
+    Pattern {
+        /// The expression.
+        pattern: String,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// Nobody has the address by which the external interface was to be found.
-    #[error("no interface has address {0}")]
-    NoOwner(IpAddr),
+    #[error("no interface has address {address}; there are: {interfaces}")]
+    NoOwner {
+        /// The address.
+        address: IpAddr,
+        /// The interfaces with their addresses.
+        interfaces: String,
+    },
     /// There is no default route by which to find the external interface.
-    #[error("no default route leads to an interface: name the external interface in the configuration")]
-    NoDefaultRoute,
-    /// The default routes of the two families lead to two interfaces.
     #[error(
-        "the default routes lead to two interfaces, {v4} and {v6}: name the external interface in the configuration"
+        "no default route leads to an interface: name the external interface in the configuration; there are: \
+         {interfaces}"
     )]
+    NoDefaultRoute {
+        /// The interfaces with their addresses.
+        interfaces: String,
+    },
+    /// The two families lead to two interfaces.
+    #[error("{by} lead to two interfaces, {v4} and {v6}: name the external interface in the configuration")]
     TwoInterfaces {
+        /// What leads there.
+        by: &'static str,
         /// That of IPv4.
-        v4: LinkName,
+        v4: String,
         /// That of IPv6.
-        v6: LinkName,
+        v6: String,
+    },
+    /// The external interface was removed while it was looked at.
+    #[error("the external interface has just been removed; there are: {interfaces}")]
+    Vanished {
+        /// The interfaces with their addresses.
+        interfaces: String,
     },
     /// The external interface is unfit.
     #[error("interface {name} has MTU {mtu}, which no pod network can use")]

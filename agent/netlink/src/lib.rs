@@ -5,10 +5,13 @@
 //! in `podway_overlay`, whose `FakeKernel` stands in for this crate in tests.
 
 mod asked;
+mod batch;
 mod broken;
 mod dump;
 mod error;
+mod ethtool;
 mod external;
+mod host;
 mod netconf;
 mod netlink;
 mod observe;

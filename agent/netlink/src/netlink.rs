@@ -2,24 +2,30 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
-use podway_overlay::{ExternalInterface, LinkName, Observed, Op};
+use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::AsyncSocket;
+use tokio::sync::Mutex;
 
 use crate::asked::Asked;
+use crate::batch::Batches;
 use crate::error::Error;
+use crate::ethtool::Ethtool;
 use crate::external::{self, InterfaceChoice};
-use crate::observe;
+use crate::render::Request;
 use crate::run::{self, Report};
+use crate::{host, observe};
 
 /// A netlink socket in the network namespace in which it was opened.
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
+    batches: Arc<Mutex<Batches>>,
+    ethtool: Option<Arc<Ethtool>>,
     port: u32,
     asked: Asked,
 }
@@ -29,14 +35,25 @@ impl Netlink {
     /// connection as a task of its own until the last clone is dropped.
     pub fn open() -> Result<Self, Error> {
         // Strict: the kernel filters dumps instead of handing over every route of the machine (Linux 4.20).
-        let (mut connection, handle, _) =
-            rtnetlink::new_connection_with_strict_check().map_err(Error::Open)?;
-        let port = connection.socket_mut().socket_mut().bind_auto().map_err(Error::Open)?.port_number();
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(Error::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle, port, asked: Asked::default() })
+        let batches = Batches::open().map_err(Error::Open)?;
+        Ok(Self {
+            handle,
+            port: batches.port(),
+            batches: Arc::new(Mutex::new(batches)),
+            asked: Asked::default(),
+            ethtool: Ethtool::open().ok().map(Arc::new),
+        })
     }
 
-    /// Finds the interface that carries the encapsulated packets (contract N8).
+    /// All that this machine contributes to the pod network: the chosen interface, the addresses to publish, its
+    /// routes, the MACs of links that stand.
+    pub async fn host(&self, choice: &InterfaceChoice, settings: &Settings) -> Result<Host, Error> {
+        host::observe(self, choice, settings).await
+    }
+
+    /// Finds the interface that reaches the other nodes (contract N8).
     ///
     /// Of its addresses the best of each family: global before link-local, permanent before dynamic, lasting before
     /// temporary, the first otherwise; never a deprecated one.
@@ -63,7 +80,7 @@ impl Netlink {
         Ok(self.run(&podway_overlay::removal(&observed)).await)
     }
 
-    /// The port by which notifications name this socket as the one that asked for the change.
+    /// The port by which notifications name the socket that asks for changes.
     pub(crate) fn port(&self) -> u32 {
         self.port
     }
@@ -72,20 +89,30 @@ impl Netlink {
         &self.asked
     }
 
-    /// Sends a request that is answered with success or an error number.
-    ///
-    /// It is on its way when this returns: requests reach the kernel in the order of the calls, whenever their
-    /// answers are awaited.
-    pub(crate) fn send(&self, message: RouteNetlinkMessage, flags: u16) -> Answer {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        Answer(self.handle.clone().request(request).map(StreamExt::boxed).map_err(into_io))
+    /// Sends requests together, in their order, and returns what the kernel says to each. Of many there may be one
+    /// send for each [`batch::LARGEST`].
+    pub(crate) async fn send(&self, requests: Vec<Request>) -> io::Result<Vec<io::Result<()>>> {
+        self.batches.lock().await.send(requests).await
+    }
+
+    /// Checksum offload of links, where the kernel can be asked for it.
+    pub(crate) fn ethtool(&self) -> Option<&Ethtool> {
+        self.ethtool.as_deref()
+    }
+
+    /// Asks for one thing.
+    pub(crate) async fn ask(&self, request: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.list(request, NLM_F_REQUEST | NLM_F_ACK).await?.into_iter().next())
     }
 
     /// Lists what the kernel has that the request asks for.
     pub(crate) async fn dump(&self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.list(request, NLM_F_REQUEST | NLM_F_DUMP).await
+    }
+
+    async fn list(&self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut request = NetlinkMessage::from(request);
-        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        request.header.flags = flags;
         let mut answers = self.handle.clone().request(request).map_err(into_io)?;
         let mut listed = Vec::new();
         while let Some(answer) = answers.next().await {
@@ -96,24 +123,6 @@ impl Netlink {
             }
         }
         Ok(listed)
-    }
-}
-
-/// The answer to come of one request.
-pub(crate) struct Answer(
-    io::Result<futures::stream::BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>>,
-);
-
-impl Answer {
-    pub(crate) async fn wait(self) -> io::Result<()> {
-        let mut answers = self.0?;
-        while let Some(answer) = answers.next().await {
-            match answer.payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::route::{RouteProtocol, RouteType};
 use podway_overlay::{
     Family, FdbKey, IfIndex, LinkKind, LinkName, LinkState, Mtu, NeighbourKey, Observed, Route, Sysctl,
 };
@@ -25,12 +25,18 @@ pub(crate) async fn observe(netlink: &Netlink, names: &BTreeSet<LinkName>) -> Re
     }
     for family in Family::BOTH {
         for entry in dump::routes(netlink, family, Routes::OfProtocol(ROUTE_PROTOCOL)).await? {
+            if entry.kind == RouteType::BlackHole {
+                observed.blackholes.insert(entry.destination);
+            }
             let Some(hop) = entry.only_hop() else { continue };
             if let Some(route) = all.get(&hop.link).and_then(|link| route(hop, link)) {
                 observed.rows.routes.insert(entry.destination, route);
             }
         }
         read_sysctl(Sysctl::Forwarding(family), &mut observed);
+    }
+    for of in ["all", "default"].into_iter().filter_map(|of| LinkName::new(of).ok()) {
+        read_sysctl(Sysctl::RpFilter(of), &mut observed);
     }
     for entry in dump::routes(netlink, Family::V6, Routes::OfProtocol(RouteProtocol::Ra.into())).await? {
         let learnt = entry.hops.iter().filter(|_| entry.destination.prefix_len() == 0);
@@ -64,9 +70,11 @@ async fn add_link(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
         up: link.up,
         ours: is_ours(link),
         addresses: lasting.map(|address| address.net).collect(),
+        offload: netlink.ethtool().and_then(|ethtool| ethtool.offload(link.index).ok()),
     };
     observed.links.insert(link.name.clone(), state);
     read_sysctl(Sysctl::AcceptRa(link.name.clone()), observed);
+    read_sysctl(Sysctl::RpFilter(link.name.clone()), observed);
     Ok(())
 }
 
@@ -96,7 +104,7 @@ async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
 }
 
 /// flannel's routes have no number of their own, but a shape: the gateway is the first address of the subnet.
-fn flannels_hop(entry: &RouteEntry) -> Option<&Hop> {
+pub(crate) fn flannels_hop(entry: &RouteEntry) -> Option<&Hop> {
     let of_flannel = |hop: &&Hop| hop.onlink && hop.via == Some(entry.destination.network());
     entry.only_hop().filter(of_flannel).filter(|_| entry.protocol == RouteProtocol::Boot)
 }

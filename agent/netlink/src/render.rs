@@ -28,9 +28,10 @@ pub(crate) fn add_link(name: &LinkName, link: &VxlanLink) -> Request {
     let builder = LinkVxlan::new(name.as_str(), link.vni.get())
         .dev(link.lower.0)
         .port(link.port)
-        .learning(false)
+        .learning(link.learning)
         .mtu(link.mtu.get())
         .address(link.mac.octets().to_vec());
+    let builder = if link.gbp { builder.gbp() } else { builder };
     let builder = match link.local {
         IpAddr::V4(address) => builder.local(address),
         IpAddr::V6(address) => builder.local6(address),
@@ -106,6 +107,32 @@ pub(crate) fn remove_route(index: IfIndex, subnet: &IpNet, route: &Route) -> Req
     let mut message = route_message(index, subnet, route);
     message.header.scope = RouteScope::NoWhere;
     (RouteNetlinkMessage::DelRoute(message), CHANGE)
+}
+
+/// Of the greatest metric, so that any other route to the subnet comes before, as that of a bridge of pods does; the
+/// routes to single pods are longer anyway.
+pub(crate) fn set_blackhole(subnet: &IpNet) -> Request {
+    let mut message = blackhole(subnet);
+    message.header.protocol = ROUTE_PROTOCOL.into();
+    (RouteNetlinkMessage::NewRoute(message), SET)
+}
+
+pub(crate) fn remove_blackhole(subnet: &IpNet) -> Request {
+    let mut message = blackhole(subnet);
+    message.header.protocol = ROUTE_PROTOCOL.into();
+    message.header.scope = RouteScope::NoWhere;
+    (RouteNetlinkMessage::DelRoute(message), CHANGE)
+}
+
+fn blackhole(subnet: &IpNet) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(subnet.addr());
+    message.header.destination_prefix_length = subnet.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.kind = RouteType::BlackHole;
+    message.attributes.push(RouteAttribute::Destination(subnet.network().into()));
+    message.attributes.push(RouteAttribute::Priority(u32::MAX));
+    message
 }
 
 fn change(builder: LinkMessageBuilder<LinkUnspec>) -> Request {

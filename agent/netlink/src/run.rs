@@ -11,16 +11,13 @@ use podway_overlay::{
 };
 
 use crate::ROUTE_PROTOCOL;
+use crate::batch;
 use crate::broken::{Broken, link_of};
 use crate::dump::{self, Link, RouteEntry, Routes};
 use crate::error::{Error, PortUser};
 use crate::netlink::Netlink;
-use crate::observe::sysctl_path;
+use crate::observe::{flannels_hop, sysctl_path};
 use crate::render::{self, Request};
-
-/// Requests under way at once. The kernel answers each with up to a kilobyte of its receive buffer, of which a socket
-/// has 208 KiB by default.
-const BATCH: usize = 64;
 
 /// What came of the steps.
 #[derive(Debug, Default)]
@@ -54,7 +51,7 @@ pub(crate) async fn run(netlink: &Netlink, ops: &[Op]) -> Report {
         report: Report::default(),
     };
     for group in ops.chunk_by(|a, b| is_row(a) && mem::discriminant(a) == mem::discriminant(b)) {
-        for batch in group.chunks(BATCH) {
+        for batch in group.chunks(batch::LARGEST) {
             run.batch(batch).await;
         }
     }
@@ -84,9 +81,9 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Sends every request of the batch, then looks at the answers.
+    /// Sends the requests of the batch together, then looks at the answers.
     async fn batch(&mut self, ops: &[Op]) {
-        let mut pending = Vec::new();
+        let (mut pending, mut requests) = (Vec::new(), Vec::new());
         for op in ops {
             if self.broken.blocks(op) {
                 self.broken.note(op);
@@ -96,13 +93,21 @@ impl Run<'_> {
             self.broken.seen(op);
             tracing::debug!(%op, "step");
             match self.request(op).await {
-                Ok(Some(request)) => pending.push((op, self.netlink.send(request.0, request.1))),
+                Ok(Some(request)) => {
+                    pending.push(op);
+                    requests.push(request);
+                }
                 Ok(None) => self.report.done += 1,
                 Err(error) => self.fail(op, error),
             }
         }
-        for (op, answer) in pending {
-            let result = match answer.wait().await {
+        let answers = match self.netlink.send(requests).await {
+            Ok(answers) => answers,
+            // Whatever came of the others, no answer can be told from another any more.
+            Err(cause) => pending.iter().map(|_| Err(again(&cause))).collect(),
+        };
+        for (op, answer) in pending.into_iter().zip(answers) {
+            let result = match answer {
                 Ok(()) => self.finish(op).await,
                 Err(error) => self.second_try(op, error).await,
             };
@@ -127,6 +132,8 @@ impl Run<'_> {
         let link = match op {
             Op::AddLink { name, link } => return Ok(Some(render::add_link(name, link))),
             Op::SetSysctl(sysctl) => return write_sysctl(sysctl).map(|()| None),
+            Op::SetBlackhole(subnet) => return Ok(Some(render::set_blackhole(subnet))),
+            Op::RemoveBlackhole(subnet) => return Ok(Some(render::remove_blackhole(subnet))),
             op => link_of(op),
         };
         let Some(link) = link else { return Ok(None) };
@@ -136,7 +143,17 @@ impl Run<'_> {
                 false => Err(Error::NoLink { operation: op.to_string(), link: link.clone() }),
             };
         };
+        if let Op::SetOffload(_, on) = op {
+            return self.set_offload(op, index, *on).map(|()| None);
+        }
         Ok(request_on(op, index))
+    }
+
+    fn set_offload(&self, op: &Op, link: IfIndex, on: bool) -> Result<(), Error> {
+        let unsupported = || io::Error::from(io::ErrorKind::Unsupported);
+        let set =
+            self.netlink.ethtool().ok_or_else(unsupported).and_then(|ethtool| ethtool.set_offload(link, on));
+        set.map_err(|cause| Error::refused(op, cause))
     }
 
     async fn index(&mut self, link: &LinkName) -> Result<Option<IfIndex>, Error> {
@@ -246,7 +263,8 @@ impl Run<'_> {
             *self.routes.get_mut(Family::of(subnet)) = None;
         }
         let routes = self.routes_to(subnet).await?;
-        if let Some(entry) = routes.iter().find(|entry| in_the_way(entry) && !is_replaceable(entry, index)) {
+        let foreign = |entry: &&RouteEntry| in_the_way(entry) && !self.is_replaceable(entry, route, index);
+        if let Some(entry) = routes.iter().find(foreign) {
             return Err(Error::ForeignRoute { subnet: *subnet, found: self.describe(entry) });
         }
         self.ask(op, render::replace_route(index, subnet, route)).await
@@ -288,8 +306,24 @@ impl Run<'_> {
         words.join(" ")
     }
 
+    /// Whether the route is ours, leads the very way that ours is to lead, stands on the VXLAN link where ours belongs,
+    /// or is one that flannel left there.
+    fn is_replaceable(&self, entry: &RouteEntry, wanted: &Route, link: IfIndex) -> bool {
+        if u8::from(entry.protocol) == ROUTE_PROTOCOL {
+            return true;
+        }
+        let Some(hop) = entry.only_hop() else { return false };
+        let flannels = || {
+            let name = self.indexes.iter().find(|(_, index)| **index == hop.link);
+            flannels_hop(entry).is_some()
+                && name.is_some_and(|(name, _)| name.as_str().starts_with("flannel"))
+        };
+        let on_ours = wanted.onlink && hop.link == link;
+        on_ours || (hop.link == link && hop.via == Some(wanted.via)) || flannels()
+    }
+
     async fn ask(&self, op: &Op, request: Request) -> Result<(), Error> {
-        let answer = self.netlink.send(request.0, request.1).wait().await;
+        let answer = self.netlink.send(vec![request]).await.and_then(|answers| answers.into_iter().collect());
         answer.map_err(|cause| Error::refused(op, cause))
     }
 }
@@ -331,7 +365,11 @@ fn request_on(op: &Op, index: IfIndex) -> Option<Request> {
         Op::RemoveFdb(key, underlay) => render::remove_fdb(index, key.mac, *underlay),
         Op::SetRoute(subnet, route) => render::add_route(index, subnet, route),
         Op::RemoveRoute(subnet, route) => render::remove_route(index, subnet, route),
-        Op::AddLink { .. } | Op::SetSysctl(_) => return None,
+        Op::AddLink { .. }
+        | Op::SetSysctl(_)
+        | Op::SetOffload(..)
+        | Op::SetBlackhole(_)
+        | Op::RemoveBlackhole(_) => return None,
     })
 }
 
@@ -343,12 +381,14 @@ fn is_removal(op: &Op) -> bool {
             | Op::RemoveNeighbour(_)
             | Op::RemoveFdb(..)
             | Op::RemoveRoute(..)
+            | Op::RemoveBlackhole(_)
     )
 }
 
-/// What goes wrong if router advertisements are taken on a VXLAN link is nothing as long as no peer sends any.
+/// What goes wrong if router advertisements are taken on a VXLAN link is nothing as long as no peer sends any; a strict
+/// reverse path filter drops only what comes another way than it would go; checksums are right with most cards.
 fn is_harmless(op: &Op) -> bool {
-    matches!(op, Op::SetSysctl(Sysctl::AcceptRa(_)))
+    matches!(op, Op::SetSysctl(Sysctl::AcceptRa(_) | Sysctl::RpFilter(_)) | Op::SetOffload(..))
 }
 
 /// Whether the kernel will not have one of ours beside it.
@@ -356,9 +396,12 @@ fn in_the_way(entry: &RouteEntry) -> bool {
     entry.priority == default_priority(&entry.destination)
 }
 
-/// Whether the route is ours, or stands on the link where ours belongs.
-fn is_replaceable(entry: &RouteEntry, link: IfIndex) -> bool {
-    u8::from(entry.protocol) == ROUTE_PROTOCOL || entry.only_hop().is_some_and(|hop| hop.link == link)
+/// The same error once more.
+fn again(cause: &io::Error) -> io::Error {
+    match cause.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(cause.kind(), cause.to_string()),
+    }
 }
 
 /// A kernel without IPv6, or without the interface, takes no router advertisements either.
@@ -368,7 +411,7 @@ fn write_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
     match fs::write(&path, value) {
         Ok(()) => {
             match sysctl {
-                Sysctl::AcceptRa(_) => {}
+                Sysctl::AcceptRa(_) | Sysctl::RpFilter(_) => {}
                 Sysctl::Forwarding(_) => tracing::info!("{path} is now {value}"),
                 Sysctl::KeepRa(link) => tracing::info!(
                     "{path} is now {value}: {link} keeps its default route when forwarding is switched on"

@@ -31,6 +31,11 @@ impl fmt::Display for Op {
             Self::RemoveFdb(key, underlay) => write!(f, "remove FDB entry {key} to {underlay}"),
             Self::SetRoute(subnet, route) => write!(f, "set route {subnet} {route}"),
             Self::RemoveRoute(subnet, route) => write!(f, "remove route {subnet} {route}"),
+            Self::SetBlackhole(subnet) => write!(f, "set blackhole route {subnet}"),
+            Self::RemoveBlackhole(subnet) => write!(f, "remove blackhole route {subnet}"),
+            Self::SetOffload(link, on) => {
+                write!(f, "switch checksum offload of link {link} {}", if *on { "on" } else { "off" })
+            }
         }
     }
 }

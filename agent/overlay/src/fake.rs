@@ -75,6 +75,13 @@ impl FakeKernel {
             Op::RemoveFdb(key, _) => drop(rows.fdb.remove(key).ok_or(Refusal::Missing)?),
             Op::SetRoute(subnet, route) => return self.set_route(subnet, route),
             Op::RemoveRoute(subnet, route) => return self.remove_route(subnet, route),
+            Op::SetBlackhole(subnet) => drop(self.state.blackholes.insert(*subnet)),
+            Op::RemoveBlackhole(subnet) => {
+                self.state.blackholes.remove(subnet).then_some(()).ok_or(Refusal::Missing)?;
+            }
+            Op::SetOffload(link, on) => {
+                self.state.links.get_mut(link).ok_or(Refusal::Missing)?.offload = Some(*on);
+            }
         }
         Ok(())
     }
@@ -93,9 +100,15 @@ impl FakeKernel {
             up: false,
             ours: true,
             addresses: Default::default(),
+            offload: Some(true),
         };
         self.state.links.insert(name.clone(), state);
         self.state.sysctls.insert(Sysctl::AcceptRa(name.clone()), "1".to_owned());
+        if let Ok(default) = LinkName::new("default")
+            && let Some(value) = self.state.sysctls.get(&Sysctl::RpFilter(default)).cloned()
+        {
+            self.state.sysctls.insert(Sysctl::RpFilter(name.clone()), value);
+        }
         Ok(())
     }
 
@@ -104,6 +117,7 @@ impl FakeKernel {
         self.state.rows = self.state.rows.of_links(|link| link != name);
         self.state.flannel_routes.retain(|_, route| route.link != *name);
         self.state.sysctls.remove(&Sysctl::AcceptRa(name.clone()));
+        self.state.sysctls.remove(&Sysctl::RpFilter(name.clone()));
         Ok(())
     }
 
@@ -121,9 +135,12 @@ impl FakeKernel {
         Ok(())
     }
 
+    /// A route without gateway of its own link is on a link of the machine's, which is up.
     fn set_route(&mut self, subnet: &IpNet, route: &Route) -> Result<(), Refusal> {
-        let link = self.state.links.get(&route.link).ok_or(Refusal::Missing)?;
-        link.up.then_some(()).ok_or(Refusal::Down)?;
+        if route.onlink {
+            let link = self.state.links.get(&route.link).ok_or(Refusal::Missing)?;
+            link.up.then_some(()).ok_or(Refusal::Down)?;
+        }
         self.state.flannel_routes.remove(subnet);
         self.state.rows.routes.insert(*subnet, route.clone());
         Ok(())

@@ -1,6 +1,7 @@
 //! Which nodes want something that only one of them can have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -8,22 +9,29 @@ use ipnet::IpNet;
 use crate::peer::Vtep;
 use crate::units::{Family, Mac};
 
-/// Subnets and MACs, each with the nodes that claim it.
+/// Subnets, MACs and underlay addresses, each with the nodes that claim it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Index {
     subnets: BTreeMap<IpNet, BTreeSet<Arc<str>>>,
     macs: BTreeMap<(Family, Mac), BTreeSet<Arc<str>>>,
+    underlays: BTreeMap<IpAddr, BTreeSet<Arc<str>>>,
 }
 
 impl Index {
     pub(crate) fn insert(&mut self, node: &Arc<str>, vtep: &Vtep) {
         self.subnets.entry(vtep.subnet).or_default().insert(node.clone());
-        self.macs.entry(mac_key(vtep)).or_default().insert(node.clone());
+        self.underlays.entry(vtep.underlay).or_default().insert(node.clone());
+        if let Some(key) = mac_key(vtep) {
+            self.macs.entry(key).or_default().insert(node.clone());
+        }
     }
 
     pub(crate) fn remove(&mut self, node: &Arc<str>, vtep: &Vtep) {
         drop_claim(&mut self.subnets, &vtep.subnet, node);
-        drop_claim(&mut self.macs, &mac_key(vtep), node);
+        drop_claim(&mut self.underlays, &vtep.underlay, node);
+        if let Some(key) = mac_key(vtep) {
+            drop_claim(&mut self.macs, &key, node);
+        }
     }
 
     /// Every claim on addresses of `subnet`: those inside it and those around it. Costs as much as there are such
@@ -42,12 +50,17 @@ impl Index {
 
     /// Every node that claims this VTEP's MAC.
     pub(crate) fn same_mac(&self, vtep: &Vtep) -> impl Iterator<Item = &Arc<str>> {
-        self.macs.get(&mac_key(vtep)).into_iter().flatten()
+        mac_key(vtep).and_then(|key| self.macs.get(&key)).into_iter().flatten()
+    }
+
+    /// Every node whose underlay address is in `net`.
+    pub(crate) fn underlays_in(&self, net: &IpNet) -> impl Iterator<Item = &Arc<str>> {
+        self.underlays.range(net.network()..=net.broadcast()).flat_map(|(_, nodes)| nodes)
     }
 }
 
-fn mac_key(vtep: &Vtep) -> (Family, Mac) {
-    (Family::of(&vtep.subnet), vtep.mac)
+fn mac_key(vtep: &Vtep) -> Option<(Family, Mac)> {
+    Some((Family::of(&vtep.subnet), vtep.mac?))
 }
 
 fn drop_claim<K: Ord>(claims: &mut BTreeMap<K, BTreeSet<Arc<str>>>, key: &K, node: &Arc<str>) {
@@ -78,7 +91,7 @@ mod tests {
             for (at, subnet) in subnets.into_iter().map(net).enumerate() {
                 let name: Arc<str> = at.to_string().into();
                 let octet = u8::try_from(at).unwrap();
-                let mac = Mac::new([2, 0, 0, 0, 0, octet]);
+                let mac = Some(Mac::new([2, 0, 0, 0, 0, octet]));
                 index.insert(&name, &Vtep { subnet, mac, underlay: [192, 0, 2, octet].into() });
                 every.insert((subnet, name));
             }

@@ -30,7 +30,7 @@
 //! }
 //! // Once the first list of Nodes is through: look at the kernel, and do what is missing.
 //! let observed = kernel.observe();
-//! overlay.set_host(Host { external, device_macs: observed.device_macs(&settings) });
+//! overlay.set_host(Host { device_macs: observed.device_macs(&settings), ..Host::new(external) });
 //! for op in overlay.reconcile(&observed) {
 //!     kernel.run(&op)?;
 //! }
@@ -49,11 +49,14 @@ mod annotations;
 mod assign;
 mod display;
 mod fake;
+mod host;
 mod index;
 mod lease;
+mod local;
 mod net_conf;
 mod node;
 mod observed;
+mod offload;
 mod ops;
 mod overlaps;
 mod overlay;
@@ -73,18 +76,20 @@ pub use assign::{
     NodeSubnets, Unassigned, claim_name, claim_subnet,
 };
 pub use fake::{FakeKernel, Refusal};
+pub use host::{Host, HostRoute};
 pub use lease::{Lease, LeaseAttributes, LeaseError, LeaseKey};
 pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRange};
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
+pub use offload::Breakage;
 pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
 pub use overlaps::{Addressing, Claimant, HostNet, Overlap, Severity, overlaps};
-pub use overlay::{Host, Overlay};
+pub use overlay::Overlay;
 pub use peer::Vtep;
-pub use plan::{FdbKey, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
+pub use plan::{FdbKey, Held, Masquerade, NeighbourKey, OverlayPlan, Path, Route, Rows, VxlanLink};
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
-pub use settings::{DEFAULT_PORT, Peering, Settings, SettingsError};
+pub use settings::{Backend, DEFAULT_PORT, Offload, Peering, Settings, SettingsError};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use units::{ExternalInterface, Family, IfIndex, InvalidUnit, LinkName, Mac, Mtu, PerFamily, Vni};
 pub use vpc::{Room, Shortfall, VpcError, VpcNote, VpcPlan, VpcRequest, plan_vpc, vpc_notes};

@@ -6,6 +6,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::annotations;
+use crate::problem::Reason;
+use crate::units::Family;
+
 /// A Kubernetes Node, from an API server or a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Node {
@@ -19,4 +23,12 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// Annotations under flannel's prefix, keys without the prefix, values as they stand (contract N5).
     pub flannel: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// The address of `family` that annotation `node-public-ip` or `node-public-ipv6` says this machine is to be
+    /// reached by; it replaces the configured one (contract N8).
+    pub fn public_ip(&self, family: Family) -> Result<Option<IpAddr>, Reason> {
+        annotations::node_public_ip(self, family)
+    }
 }

@@ -18,6 +18,8 @@ pub struct Observed {
     pub links: BTreeMap<LinkName, LinkState>,
     /// Routes of our protocol number; permanent neighbours and FDB entries of the links above.
     pub rows: Rows,
+    /// Routes of our protocol number that lead nowhere.
+    pub blackholes: BTreeSet<IpNet>,
     /// Routes that flannel left on the links above.
     pub flannel_routes: BTreeMap<IpNet, Route>,
     /// Values of kernel settings; one that this kernel does not have is missing. [`Sysctl::KeepRa`] is there for the
@@ -42,6 +44,8 @@ pub struct LinkState {
     pub ours: bool,
     /// Its addresses, link-local ones of IPv6 excepted.
     pub addresses: BTreeSet<IpNet>,
+    /// Whether checksums are left to the network card (`tx-checksum-ip-generic`); `None` where that cannot be told.
+    pub offload: Option<bool>,
 }
 
 /// What sort of link it is.
@@ -66,11 +70,20 @@ pub struct VxlanState {
     pub lower: Option<IfIndex>,
     /// Whether it learns FDB entries from what it receives.
     pub learning: bool,
+    /// Whether it carries group policy marks.
+    pub gbp: bool,
     /// A mode that ours never has, such as `group` or `external`.
     pub mode: Option<&'static str>,
 }
 
 impl Observed {
+    /// Whether flannel has a link of ours back: its routes are on it, and none of ours. Then it is in use, though it
+    /// still carries our mark.
+    pub fn is_flannels_again(&self, name: &LinkName) -> bool {
+        let on_it = |routes: &BTreeMap<IpNet, Route>| routes.values().any(|route| route.link == *name);
+        on_it(&self.flannel_routes) && !on_it(&self.rows.routes)
+    }
+
     /// The MACs of the VXLAN links that stand: a node keeps its MAC, even if the link must be made again (contract
     /// N6).
     pub fn device_macs(&self, settings: &Settings) -> PerFamily<Option<Mac>> {
@@ -91,7 +104,8 @@ impl From<&VxlanLink> for VxlanState {
             port: link.port,
             local: Some(link.local),
             lower: Some(link.lower),
-            learning: false,
+            learning: link.learning,
+            gbp: link.gbp,
             mode: None,
         }
     }
@@ -115,7 +129,8 @@ impl LinkState {
             ("port", found.port.to_string(), wanted.port.to_string()),
             ("local address", shown(found.local), wanted.local.to_string()),
             ("lower interface", lower.to_string(), wanted.lower.0.to_string()),
-            ("learning", found.learning.to_string(), false.to_string()),
+            ("learning", found.learning.to_string(), wanted.learning.to_string()),
+            ("GBP", found.gbp.to_string(), wanted.gbp.to_string()),
         ]
         .into_iter()
         .find(|(_, found, wanted)| found != wanted)

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use podway_reconcile::diff as delta;
 
-use crate::observed::{LinkState, Observed};
+use crate::observed::{LinkKind, LinkState, Observed};
 use crate::plan::{FdbKey, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
 use crate::units::{Family, LinkName, Mac, Mtu};
 
@@ -52,10 +52,16 @@ pub enum Op {
     SetFdb(FdbKey, IpAddr),
     /// Removes a VXLAN forwarding entry to this address.
     RemoveFdb(FdbKey, IpAddr),
-    /// Adds a route, or replaces one of ours or of the same link.
+    /// Adds a route, or replaces one of ours or one that leads the same way.
     SetRoute(IpNet, Route),
     /// Removes this very route.
     RemoveRoute(IpNet, Route),
+    /// Adds a route of the greatest metric by which packets to this subnet lead nowhere.
+    SetBlackhole(IpNet),
+    /// Removes it.
+    RemoveBlackhole(IpNet),
+    /// Leaves the checksums of a VXLAN link to the network card, or to the kernel.
+    SetOffload(LinkName, bool),
 }
 
 /// Why a link is removed.
@@ -76,6 +82,10 @@ pub enum Sysctl {
     Forwarding(Family),
     /// The link takes no router advertisements (contract N6).
     AcceptRa(LinkName),
+    /// Packets of a source that is routed some other way are not dropped on the link: where peers change between VXLAN
+    /// and plain routes the two directions differ for a while (contract N19). The kernel takes the greater of this and
+    /// the setting of `all`, so that loose (2) holds in any case.
+    RpFilter(LinkName),
     /// The interface takes router advertisements although this machine forwards. Without it the kernel drops the
     /// default route that it learnt from them when forwarding is switched on.
     KeepRa(LinkName),
@@ -87,6 +97,7 @@ impl Sysctl {
         match self {
             Self::Forwarding(Family::V4) => "net/ipv4/ip_forward".to_owned(),
             Self::Forwarding(Family::V6) => "net/ipv6/conf/all/forwarding".to_owned(),
+            Self::RpFilter(link) => format!("net/ipv4/conf/{link}/rp_filter"),
             Self::AcceptRa(link) | Self::KeepRa(link) => format!("net/ipv6/conf/{link}/accept_ra"),
         }
     }
@@ -96,37 +107,46 @@ impl Sysctl {
         match self {
             Self::Forwarding(_) => "1",
             Self::AcceptRa(_) => "0",
-            Self::KeepRa(_) => "2",
+            Self::KeepRa(_) | Self::RpFilter(_) => "2",
         }
     }
 }
 
 /// The steps from `observed` to `plan`; none if the kernel already holds it, so that a restart changes nothing.
 ///
-/// Order: routes that must go; links of ours that nobody wants or that cannot become what is wanted; links made or
-/// changed, their settings and addresses; links up; forwarding; then the entries. Everything on a held link is left
-/// alone.
+/// Order: routes that must go; links of ours that stand in the way of one that is wanted, or cannot become it; links
+/// made or changed, their settings and addresses; links up; forwarding; then the entries; then links of ours that
+/// nobody wants, from which routes have moved by now. Everything of a held family is left alone.
 pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     let found = kept_rows(plan, observed);
     let mut ops = stale_flannel_routes(plan, observed);
     let (gone, rest): (Vec<Op>, Vec<Op>) =
         rows(&plan.rows, &found).into_iter().partition(|op| matches!(op, Op::RemoveRoute(..)));
     ops.extend(gone);
-    ops.extend(unwanted_links(plan, observed));
+    let (in_the_way, idle) = unwanted_links(plan, observed);
+    ops.extend(in_the_way);
     for name in plan.links.keys() {
         ops.extend(link_ops(plan, name, observed));
     }
     ops.extend(plan.forwarding.iter().flat_map(|family| forwarding_ops(*family, observed)));
     ops.extend(rest);
+    ops.extend(idle);
+    ops.extend(blackhole_ops(plan, observed));
     ops
 }
 
-/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark.
+/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, but for those
+/// that flannel has back.
 pub fn removal(observed: &Observed) -> Vec<Op> {
     let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
-    let ours = observed.links.iter().filter(|(_, state)| state.ours);
-    let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
-    routes.chain(links).collect()
+    let ours = |(name, state): &(&LinkName, &LinkState)| state.ours && !observed.is_flannels_again(name);
+    let links = observed
+        .links
+        .iter()
+        .filter(ours)
+        .map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
+    let blackholes = observed.blackholes.iter().copied().map(Op::RemoveBlackhole);
+    routes.chain(links).chain(blackholes).collect()
 }
 
 /// The steps from one set of entries to another.
@@ -154,8 +174,8 @@ pub(crate) fn rows(wanted: &Rows, found: &Rows) -> Vec<Op> {
     ops
 }
 
-/// The entries that will still be there when the links are as planned: held links do not count, a link that is
-/// removed takes its entries along, a new MAC takes the neighbours.
+/// The entries that will still be there when the links are as planned: those of held families do not count, a link
+/// that is removed takes its entries along, a new MAC takes the neighbours.
 fn kept_rows(plan: &OverlayPlan, observed: &Observed) -> Rows {
     let going: BTreeSet<&LinkName> = observed
         .links
@@ -166,7 +186,8 @@ fn kept_rows(plan: &OverlayPlan, observed: &Observed) -> Rows {
         })
         .map(|(name, _)| name)
         .collect();
-    let mut found = observed.rows.of_links(|link| !going.contains(link) && !plan.held.contains(link));
+    let mut found = observed.rows.of_links(|link| !going.contains(link) && !plan.holds(link));
+    found.routes.retain(|subnet, _| plan.held.get(Family::of(subnet)).is_none());
     found.neighbours.retain(|key, _| {
         let mac = observed.links.get(&key.link).and_then(|state| state.mac);
         plan.links.get(&key.link).is_some_and(|link| Some(link.mac) == mac)
@@ -181,12 +202,27 @@ fn stale_flannel_routes(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     stale.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())).collect()
 }
 
-fn unwanted_links(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
+/// Links of ours without a place in the plan: those whose VNI a planned link needs, and the others.
+fn unwanted_links(plan: &OverlayPlan, observed: &Observed) -> (Vec<Op>, Vec<Op>) {
+    let needed = |state: &LinkState| match &state.kind {
+        LinkKind::Vxlan(found) => plan.links.values().any(|link| link.vni.get() == found.vni),
+        LinkKind::Other(_) => false,
+    };
     let unwanted = observed
         .links
         .iter()
-        .filter(|(name, state)| state.ours && !plan.links.contains_key(name) && !plan.held.contains(name));
-    unwanted.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::Unwanted }).collect()
+        .filter(|(name, state)| state.ours && !plan.links.contains_key(name) && !plan.holds(name));
+    let (in_the_way, idle): (Vec<_>, Vec<_>) = unwanted.partition(|(_, state)| needed(state));
+    let remove =
+        |(name, _): (&LinkName, &LinkState)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::Unwanted };
+    (in_the_way.into_iter().map(remove).collect(), idle.into_iter().map(remove).collect())
+}
+
+fn blackhole_ops(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
+    let missing = plan.blackholes.difference(&observed.blackholes).copied().map(Op::SetBlackhole);
+    let stale = observed.blackholes.difference(&plan.blackholes);
+    let stale = stale.filter(|subnet| plan.held.get(Family::of(subnet)).is_none());
+    missing.chain(stale.copied().map(Op::RemoveBlackhole)).collect()
 }
 
 fn link_ops(plan: &OverlayPlan, name: &LinkName, observed: &Observed) -> Vec<Op> {
@@ -200,6 +236,8 @@ fn link_ops(plan: &OverlayPlan, name: &LinkName, observed: &Observed) -> Vec<Op>
     let Some(state) = kept else {
         ops.push(Op::AddLink { name: name.clone(), link: link.clone() });
         ops.push(Op::SetSysctl(Sysctl::AcceptRa(name.clone())));
+        ops.extend(rp_filter(name, "default", link, observed));
+        ops.extend(link.offload.map(|on| Op::SetOffload(name.clone(), on)));
         ops.push(Op::AddAddress(name.clone(), IpNet::from(link.address)));
         ops.push(Op::LinkUp(name.clone()));
         return ops;
@@ -210,11 +248,28 @@ fn link_ops(plan: &OverlayPlan, name: &LinkName, observed: &Observed) -> Vec<Op>
     if observed.sysctls.contains_key(&accept_ra) {
         ops.extend(sysctl(accept_ra, observed));
     }
+    ops.extend(rp_filter(name, name.as_str(), link, observed));
+    if let (Some(wanted), Some(found)) = (link.offload, state.offload)
+        && wanted != found
+    {
+        ops.push(Op::SetOffload(name.clone(), wanted));
+    }
     ops.extend(address_ops(plan, name, state));
     if !state.up {
         ops.push(Op::LinkUp(name.clone()));
     }
     ops
+}
+
+/// Strict reverse path filtering (1) is loosened; none and loose stay. What holds for the link is the greater of the
+/// settings of `all` and `of`, which is the link, or `default` for one that is yet to be made.
+fn rp_filter(name: &LinkName, of: &str, link: &VxlanLink, observed: &Observed) -> Option<Op> {
+    let read = |of: &str| {
+        let setting = Sysctl::RpFilter(LinkName::new(of).ok()?);
+        observed.sysctls.get(&setting)?.parse::<u8>().ok()
+    };
+    let strict = link.local.is_ipv4() && read(of).max(read("all")) == Some(1);
+    strict.then(|| Op::SetSysctl(Sysctl::RpFilter(name.clone())))
 }
 
 fn changes_in_place(name: &LinkName, link: &VxlanLink, state: &LinkState) -> Option<Op> {

@@ -1,31 +1,24 @@
 //! The pod network of one node, kept up to date event by event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::annotations;
+use crate::host::{Host, RoutingTable};
 use crate::index::Index;
+use crate::local::{Base, Local};
 use crate::node::Node;
 use crate::observed::Observed;
+use crate::offload::{self, Breakage};
 use crate::ops::{self, Op};
-use crate::peer::{self, Reading, Vtep};
-use crate::plan::{Masquerade, OverlayPlan, Rows, VxlanLink};
+use crate::peer::{Reading, Vtep};
+use crate::plan::{Held, Masquerade, OverlayPlan, Path, Rows, Way};
 use crate::problem::{Problem, Reason};
-use crate::settings::{Peering, Settings, SettingsError};
+use crate::settings::{Backend, Offload, Peering, Settings, SettingsError};
 use crate::subnet_env::SubnetEnv;
-use crate::units::{ExternalInterface, Family, LinkName, Mac, Mtu, PerFamily};
-
-/// What this machine contributes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// The interface that carries the encapsulated packets.
-    pub external: ExternalInterface,
-    /// MACs of VXLAN links that stand already ([`Observed::device_macs`]).
-    pub device_macs: PerFamily<Option<Mac>>,
-}
+use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 
 /// Every Node that was heard of, and the pod network that follows from them.
 ///
@@ -40,13 +33,16 @@ pub struct Overlay {
     settings: Settings,
     names: PerFamily<Option<LinkName>>,
     host: Option<Host>,
+    routes: RoutingTable,
     own: Option<Node>,
     local: Local,
     readings: BTreeMap<Arc<str>, Reading>,
     index: Index,
     standing: BTreeMap<Arc<str>, Standing>,
+    /// What is wrong, of the Nodes with which something is.
+    faults: BTreeMap<Arc<str>, Vec<Reason>>,
     /// What the peers touched since the last [`Self::changes`] had in the kernel; `None` when that is not known.
-    before: Option<BTreeMap<Arc<str>, PerFamily<Option<Vtep>>>>,
+    before: Option<BTreeMap<Arc<str>, PerFamily<Option<Way>>>>,
 }
 
 impl Overlay {
@@ -56,18 +52,21 @@ impl Overlay {
             return Err(SettingsError::NoPodNetwork);
         }
         let mut names = PerFamily::default();
-        for family in Family::BOTH.into_iter().filter(|family| settings.has(*family)) {
+        let vxlan = settings.backend == Backend::Vxlan;
+        for family in Family::BOTH.into_iter().filter(|family| vxlan && settings.has(*family)) {
             *names.get_mut(family) = Some(settings.link_name(family)?);
         }
         let mut overlay = Self {
             settings,
             names,
             host: None,
+            routes: RoutingTable::default(),
             own: None,
             local: Local::default(),
             readings: BTreeMap::new(),
             index: Index::default(),
             standing: BTreeMap::new(),
+            faults: BTreeMap::new(),
             before: None,
         };
         overlay.relocate();
@@ -79,10 +78,26 @@ impl Overlay {
         self.names.iter().map(|(_, name)| name.clone()).collect()
     }
 
-    /// Takes facts about this machine. If they change a link, [`Self::changes`] asks for a look at the kernel.
-    pub fn set_host(&mut self, host: Host) {
+    /// Takes facts about this machine. If they change a link, [`Self::changes`] asks for a look at the kernel; if only
+    /// its routes differ, the peers whose addresses those routes lead to are judged again (contract N6).
+    ///
+    /// A MAC that a VXLAN link once had is remembered: should somebody remove the link, or its lower interface, it is
+    /// made again with the same MAC (contract N13).
+    pub fn set_host(&mut self, mut host: Host) {
+        if let Some(before) = &self.host {
+            let known = before.device_macs;
+            host.device_macs =
+                PerFamily::from_fn(|family| host.device_macs.get(family).or(*known.get(family)));
+            if renumbered(before, &host) {
+                self.before = None;
+            }
+        }
+        let before = std::mem::replace(&mut self.routes, RoutingTable::of(&host.routes));
+        let changed = before.differences(&self.routes).flat_map(|net| self.index.underlays_in(net));
+        let changed: BTreeSet<Arc<str>> = changed.filter(|_| self.looks_at_routes()).cloned().collect();
         self.host = Some(host);
         self.relocate();
+        changed.iter().for_each(|name| self.judge(name));
     }
 
     /// Takes the event that the Node `name` is now `node`, or gone.
@@ -112,16 +127,18 @@ impl Overlay {
     pub fn plan(&self) -> OverlayPlan {
         let mut plan =
             OverlayPlan { pod_networks: self.settings.pod_networks.clone(), ..OverlayPlan::default() };
-        for (family, name) in self.names.iter() {
-            match self.local.links.get(family) {
-                Some(link) => {
-                    plan.links.insert(name.clone(), link.clone());
-                    plan.forwarding.insert(family);
-                }
-                None => drop(plan.held.insert(name.clone())),
+        for family in Family::BOTH.into_iter().filter(|family| self.settings.has(*family)) {
+            let Some(base) = self.local.bases.get(family) else {
+                *plan.held.get_mut(family) = Some(Held { link: self.names.get(family).clone() });
+                continue;
+            };
+            if let Base::Vxlan { name, link } = base {
+                plan.links.insert(name.clone(), link.clone());
             }
+            plan.forwarding.insert(family);
+            plan.blackholes.extend(self.local.subnets.get(family).filter(|_| self.settings.blackhole));
         }
-        self.standing.values().for_each(|standing| self.add_rows(&mut plan.rows, &standing.vteps));
+        self.standing.values().for_each(|standing| add_rows(&mut plan.rows, &standing.ways));
         plan.problems = self.problems();
         plan
     }
@@ -139,10 +156,10 @@ impl Overlay {
     pub fn changes(&mut self) -> Option<Vec<Op>> {
         let before = std::mem::take(self.before.as_mut()?);
         let (mut wanted, mut found) = (Rows::default(), Rows::default());
-        for (name, vteps) in &before {
-            self.add_rows(&mut found, vteps);
+        for (name, ways) in &before {
+            add_rows(&mut found, ways);
             if let Some(standing) = self.standing.get(name) {
-                self.add_rows(&mut wanted, &standing.vteps);
+                add_rows(&mut wanted, &standing.ways);
             }
         }
         Some(ops::rows(&wanted, &found))
@@ -153,20 +170,46 @@ impl Overlay {
         self.before = None;
     }
 
-    /// What is wrong with which Node, in the order of their names.
+    /// The peers of which something may have to be written at the next [`Self::changes`]; `None` = any of them.
+    pub fn touched(&self) -> Option<Vec<Arc<str>>> {
+        self.before.as_ref().map(|before| before.keys().cloned().collect())
+    }
+
+    /// The names of all peers that are heard of.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.readings.keys()
+    }
+
+    /// How packets reach the pods of a peer; none for a family that has no place in the pod network.
+    pub fn path(&self, peer: &str) -> PerFamily<Option<Path>> {
+        match self.standing.get(peer) {
+            Some(standing) => PerFamily::from_fn(|family| standing.ways.get(family).as_ref().map(Path::of)),
+            None => PerFamily::default(),
+        }
+    }
+
+    /// The MTU of the pods, once the interface is known.
+    pub fn pod_mtu(&self) -> Option<Mtu> {
+        Some(self.settings.inner_mtu(self.host.as_ref()?.external.mtu))
+    }
+
+    /// What is wrong with which Node, in the order of their names. Costs as much as there are problems.
     pub fn problems(&self) -> Vec<Problem> {
-        let own = self.local.reasons.iter().map(|reason| (&self.settings.node, reason));
-        let read =
-            self.readings.iter().flat_map(|(name, reading)| reading.reasons.iter().map(move |r| (name, r)));
-        let lost =
-            self.standing.iter().flat_map(|(name, standing)| standing.reasons.iter().map(move |r| (name, r)));
-        let mut problems: Vec<Problem> = own
-            .chain(read)
-            .chain(lost)
-            .map(|(node, reason)| Problem { node: node.clone(), reason: reason.clone() })
-            .collect();
-        problems.sort();
-        problems
+        let all =
+            self.faults.iter().flat_map(|(node, reasons)| reasons.iter().map(move |reason| (node, reason)));
+        all.map(|(node, reason)| Problem { node: node.clone(), reason: reason.clone() }).collect()
+    }
+
+    /// Why the checksums of encapsulated packets are left to the kernel though nobody said so (contract N16).
+    pub fn offload_breakage(&self) -> Option<Breakage> {
+        let (Some(host), Some(own), Offload::Auto) = (&self.host, &self.own, self.settings.checksum_offload)
+        else {
+            return None;
+        };
+        self.local.bases.iter().find_map(|(family, base)| match base {
+            Base::Vxlan { .. } => offload::breakage(host, own, family),
+            Base::HostGw { .. } => None,
+        })
     }
 
     /// flannel's annotations that this machine's Node should have and has not, keys without the prefix (contract
@@ -176,14 +219,14 @@ impl Overlay {
         else {
             return BTreeMap::new();
         };
-        let vteps = PerFamily::from_fn(|family| {
-            let link = self.local.links.get(family).as_ref()?;
-            Some((link.mac, host.external.address(family)?))
+        let reached = PerFamily::from_fn(|family| {
+            let base = self.local.bases.get(family).as_ref()?;
+            Some((base.mac(), annotations::published(own, host, family)?))
         });
-        if vteps == PerFamily::default() {
+        if reached == PerFamily::default() {
             return BTreeMap::new();
         }
-        let mut wanted = annotations::render(own, self.settings.vni, &vteps);
+        let mut wanted = annotations::render(&self.settings, &reached);
         wanted.retain(|key, value| own.flannel.get(*key) != Some(value));
         wanted
     }
@@ -208,10 +251,11 @@ impl Overlay {
 
     /// Works out this machine's own part anew; if it differs, every peer is judged again.
     fn relocate(&mut self) {
-        let local = Local::of(&self.settings, self.host.as_ref(), self.own.as_ref());
+        let local = Local::of(&self.settings, &self.names, self.host.as_ref(), self.own.as_ref());
         if local == self.local {
             return;
         }
+        note_faults(&mut self.faults, &self.settings.node, local.reasons.iter());
         self.local = local;
         self.before = None;
         let names: Vec<_> = self.readings.keys().cloned().collect();
@@ -227,22 +271,31 @@ impl Overlay {
 
     /// Decides anew what of a Node stands, and remembers what stood before.
     fn judge(&mut self, name: &Arc<str>) {
-        let standing = self.readings.get(name).map(|reading| self.verdict(name, reading));
+        let reading = self.readings.get(name);
+        let standing = reading.map(|reading| self.verdict(name, reading));
+        let reasons = reading.into_iter().flat_map(|reading| &reading.reasons);
+        let reasons = reasons.chain(standing.iter().flat_map(|standing| &standing.reasons));
+        note_faults(&mut self.faults, name, reasons);
         let old = match standing {
             Some(standing) => self.standing.insert(name.clone(), standing),
             None => self.standing.remove(name),
         };
         if let Some(before) = &mut self.before {
-            before.entry(name.clone()).or_insert_with(|| old.unwrap_or_default().vteps);
+            before.entry(name.clone()).or_insert_with(|| old.unwrap_or_default().ways);
         }
     }
 
     fn verdict(&self, name: &Arc<str>, reading: &Reading) -> Standing {
         let mut standing = Standing::default();
         for (family, vtep) in reading.vteps.iter() {
-            match self.local.objection(&self.settings.node, family, vtep).or_else(|| self.rival(name, vtep)) {
-                None => *standing.vteps.get_mut(family) = Some(*vtep),
-                Some(reason) => standing.reasons.push(reason),
+            let objection = self.local.objection(&self.settings.node, family, vtep);
+            let way = match objection.or_else(|| self.rival(name, vtep)) {
+                None => self.local.way(&self.settings, &self.routes, family, vtep),
+                Some(reason) => Err(reason),
+            };
+            match way {
+                Ok(way) => *standing.ways.get_mut(family) = way,
+                Err(reason) => standing.reasons.push(reason),
             }
         }
         standing
@@ -257,119 +310,46 @@ impl Overlay {
             return Some(Reason::SubnetTaken { subnet, by: by.clone(), theirs });
         }
         let by = self.index.same_mac(vtep).find(|other| *other < name)?;
-        Some(Reason::MacTaken { mac: vtep.mac, by: by.clone() })
+        Some(Reason::MacTaken { mac: vtep.mac?, by: by.clone() })
     }
 
-    fn add_rows(&self, rows: &mut Rows, vteps: &PerFamily<Option<Vtep>>) {
-        for (family, vtep) in vteps.iter() {
-            if let (Some(name), Some(_)) = (self.names.get(family), self.local.links.get(family)) {
-                rows.insert(name, vtep);
-            }
-        }
+    /// Whether the way to a peer depends on the machine's own routes.
+    fn looks_at_routes(&self) -> bool {
+        self.settings.direct_routing || self.settings.backend == Backend::HostGw
+    }
+}
+
+fn add_rows(rows: &mut Rows, ways: &PerFamily<Option<Way>>) {
+    ways.iter().for_each(|(_, way)| rows.insert(way));
+}
+
+/// Sorted, and gone with the last reason, so that a look at all of them costs no more than there are.
+fn note_faults<'a>(
+    faults: &mut BTreeMap<Arc<str>, Vec<Reason>>,
+    name: &Arc<str>,
+    reasons: impl Iterator<Item = &'a Reason>,
+) {
+    let mut reasons: Vec<Reason> = reasons.cloned().collect();
+    reasons.sort();
+    match reasons.is_empty() {
+        true => drop(faults.remove(name)),
+        false => drop(faults.insert(name.clone(), reasons)),
     }
 }
 
 /// What of a Node has a place in the pod network.
 #[derive(Debug, Clone, Default)]
 struct Standing {
-    vteps: PerFamily<Option<Vtep>>,
+    ways: PerFamily<Option<Way>>,
     reasons: Vec<Reason>,
 }
 
-/// This machine's own part.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Local {
-    subnets: PerFamily<Option<IpNet>>,
-    links: PerFamily<Option<VxlanLink>>,
-    reasons: Vec<Reason>,
-}
-
-impl Local {
-    fn of(settings: &Settings, host: Option<&Host>, own: Option<&Node>) -> Self {
-        let mut local = Self::default();
-        let Some(own) = own else {
-            local.reasons.push(Reason::NoNode);
-            return local;
-        };
-        for family in Family::BOTH.into_iter().filter(|family| settings.has(*family)) {
-            let subnet = match peer::subnet(settings, own, family) {
-                Ok(subnet) => subnet,
-                Err(reason) => {
-                    local.reasons.push(reason);
-                    continue;
-                }
-            };
-            *local.subnets.get_mut(family) = Some(subnet);
-            let Some(host) = host else { continue };
-            match link(settings, host, own, family) {
-                Ok(link) => {
-                    local.reasons.extend(address_differs(settings, host, own, link.local, family));
-                    *local.links.get_mut(family) = Some(VxlanLink { address: subnet.network(), ..link });
-                }
-                Err(reason) => local.reasons.push(reason),
-            }
-        }
-        local
-    }
-
-    /// Whether a peer claims what this machine has.
-    fn objection(&self, node: &Arc<str>, family: Family, vtep: &Vtep) -> Option<Reason> {
-        let subnet = vtep.subnet;
-        if let Some(own) = self.subnets.get(family)
-            && (own.contains(&subnet) || subnet.contains(own))
-        {
-            return Some(Reason::SubnetTaken { subnet, by: node.clone(), theirs: *own });
-        }
-        let link = self.links.get(family).as_ref()?;
-        if link.local == vtep.underlay {
-            return Some(Reason::OwnAddress(vtep.underlay));
-        }
-        (link.mac == vtep.mac).then(|| Reason::MacTaken { mac: vtep.mac, by: node.clone() })
-    }
-}
-
-/// The link of `family`, its address still that of the external interface.
-fn link(settings: &Settings, host: &Host, own: &Node, family: Family) -> Result<VxlanLink, Reason> {
-    let interface = &host.external;
-    let Some(local) = interface.address(family) else {
-        return Err(Reason::ExternalAddress { interface: interface.name.clone(), family });
+/// Whether a link that routes lead through is not the one of that name any more: the kernel dropped what was on it.
+fn renumbered(before: &Host, after: &Host) -> bool {
+    let indexes = |host: &Host| -> BTreeMap<LinkName, IfIndex> {
+        let links = host.routes.iter().filter_map(|route| route.link.clone());
+        links.map(|(index, name)| (name, index)).collect()
     };
-    let mtu = settings.inner_mtu(interface.mtu);
-    if family == Family::V6 && mtu < Mtu::IPV6_MIN {
-        return Err(Reason::MtuTooSmall(mtu));
-    }
-    let mac = own_mac(settings, host, own, family);
-    let (vni, port, lower) = (settings.vni, settings.port, interface.index);
-    Ok(VxlanLink { vni, port, mtu, mac, local, lower, address: local })
-}
-
-/// The own VTEP MAC (contract N6): the one that is published; else, where it will be published, that of the link
-/// which stands; else the one that peers work out.
-fn own_mac(settings: &Settings, host: &Host, own: &Node, family: Family) -> Mac {
-    let published = match annotations::is_managed(own) {
-        true => annotations::vtep_mac(own, settings.vni, family).ok(),
-        false => None,
-    };
-    let standing = match settings.peering {
-        Peering::Annotated => *host.device_macs.get(family),
-        Peering::Derived => None,
-    };
-    published.or(standing).unwrap_or_else(|| Mac::derived(&settings.node, settings.vni, family))
-}
-
-/// Peers that read no annotations send to the Node's address: packets come in only if the interface has it.
-fn address_differs(
-    settings: &Settings,
-    host: &Host,
-    own: &Node,
-    external: IpAddr,
-    family: Family,
-) -> Option<Reason> {
-    let node = peer::address(own, family)?;
-    let derived = settings.peering == Peering::Derived && !annotations::is_managed(own);
-    (derived && node != external).then(|| Reason::AddressDiffers {
-        node,
-        interface: host.external.name.clone(),
-        external,
-    })
+    let before = indexes(before);
+    indexes(after).iter().any(|(name, index)| before.get(name).is_some_and(|before| before != index))
 }

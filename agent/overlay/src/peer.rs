@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::annotations;
 use crate::node::Node;
 use crate::problem::Reason;
-use crate::settings::{Peering, Settings};
+use crate::settings::{Backend, Peering, Settings};
 use crate::units::{Family, Mac, PerFamily};
 
 /// Where the pods of one node and family are to be found.
@@ -15,9 +15,9 @@ use crate::units::{Family, Mac, PerFamily};
 pub struct Vtep {
     /// The node's pod subnet.
     pub subnet: IpNet,
-    /// Inner destination MAC of packets to it.
-    pub mac: Mac,
-    /// Outer destination address of packets to it.
+    /// Inner destination MAC of packets to it; only VXLAN has one.
+    pub mac: Option<Mac>,
+    /// The node's address: outer destination of VXLAN packets to it, or gateway.
     pub underlay: IpAddr,
 }
 
@@ -66,10 +66,11 @@ pub(crate) fn address(node: &Node, family: Family) -> Option<IpAddr> {
 fn vtep(settings: &Settings, node: &Node, family: Family) -> Result<Vtep, Reason> {
     let subnet = subnet(settings, node, family)?;
     let (mac, underlay) = if annotations::is_managed(node) {
-        annotations::vtep(node, settings.vni, family)?
+        annotations::vtep(node, settings, family)?
     } else {
         let underlay = address(node, family).ok_or(Reason::NoAddress(family))?;
-        (Mac::derived(&node.name, settings.vni, family), underlay)
+        let vxlan = settings.backend == Backend::Vxlan;
+        (vxlan.then(|| Mac::derived(&node.name, settings.vni, family)), underlay)
     };
     Ok(Vtep { subnet, mac, underlay })
 }
@@ -93,7 +94,7 @@ mod tests {
             reading.vteps.v4,
             Some(Vtep {
                 subnet: "10.244.2.0/24".parse().unwrap(),
-                mac: Mac::derived("b", Vni::default(), Family::V4),
+                mac: Some(Mac::derived("b", Vni::default(), Family::V4)),
                 underlay: "192.0.2.2".parse().unwrap(),
             })
         );

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::settings::Backend;
 use crate::units::{Family, LinkName, Mac, Mtu};
 
 /// Why a Node, or this machine, has no place in the pod network, or not all of it (contracts N5, N14).
@@ -24,8 +25,13 @@ pub enum Reason {
     #[error("there is no such Node: no pod network on this machine")]
     NoNode,
     /// The peer runs another backend.
-    #[error("annotation backend-type is `{0}`, not `vxlan`: the node is skipped")]
-    BackendType(String),
+    #[error("annotation backend-type is `{found}`, not `{}`: the node is skipped", wanted.as_str())]
+    BackendType {
+        /// The peer's.
+        found: String,
+        /// This machine's.
+        wanted: Backend,
+    },
     /// One of flannel's annotations cannot be used.
     #[error("annotation {key}: {why}: the node is skipped for {family}")]
     Annotation {
@@ -79,6 +85,30 @@ pub enum Reason {
     AddressDiffers {
         /// The Node's first address.
         node: IpAddr,
+        /// The external interface.
+        interface: LinkName,
+        /// Its address.
+        external: IpAddr,
+    },
+    /// Without VXLAN a peer must be a neighbour.
+    #[error(
+        "its address {address} is no neighbour's on interface {interface}, which backend host-gw needs: \
+             the node is skipped"
+    )]
+    NoNeighbour {
+        /// The peer's address.
+        address: IpAddr,
+        /// The external interface.
+        interface: LinkName,
+    },
+    /// Without VXLAN nothing may translate addresses on the way.
+    #[error(
+        "{published} is to be published, but interface {interface} has {external}: backend host-gw does not \
+             work through a translator of addresses"
+    )]
+    Translated {
+        /// What peers would be told.
+        published: String,
         /// The external interface.
         interface: LinkName,
         /// Its address.

@@ -24,6 +24,50 @@ pub struct Settings {
     pub mtu: Option<Mtu>,
     /// Where the peers' VTEPs are to be read.
     pub peering: Peering,
+    /// How packets reach other nodes.
+    pub backend: Backend,
+    /// With VXLAN: peers that are neighbours are reached by plain routes (contract N6).
+    pub direct_routing: bool,
+    /// Whether the VXLAN links learn FDB entries from what they receive.
+    pub learning: bool,
+    /// Whether the VXLAN links carry group policy marks (the GBP extension).
+    pub gbp: bool,
+    /// Who computes the checksums of encapsulated packets (contract N16).
+    pub checksum_offload: Offload,
+    /// Whether packets to unused addresses of the own subnet end here (contract N22).
+    pub blackhole: bool,
+}
+
+/// How packets reach other nodes (contract N6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Backend {
+    /// In VXLAN packets.
+    #[default]
+    Vxlan,
+    /// As they are, by routes; all nodes are neighbours.
+    HostGw,
+}
+
+impl Backend {
+    /// flannel's word for it, in its annotations and its net-conf.json.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+        }
+    }
+}
+
+/// Who computes the checksums of encapsulated packets (contract N16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Offload {
+    /// Whatever the link is set to, unless the checksums are known to be broken here: then the kernel.
+    #[default]
+    Auto,
+    /// The network card.
+    On,
+    /// The kernel.
+    Off,
 }
 
 /// Where the VTEP of a peer is to be read.
@@ -62,7 +106,20 @@ impl Settings {
     /// Settings with flannel's defaults.
     pub fn new(node: &str, pod_networks: Vec<IpNet>, peering: Peering) -> Self {
         let pod_networks = pod_networks.iter().map(IpNet::trunc).collect();
-        Self { node: node.into(), pod_networks, vni: Vni::default(), port: DEFAULT_PORT, mtu: None, peering }
+        Self {
+            node: node.into(),
+            pod_networks,
+            vni: Vni::default(),
+            port: DEFAULT_PORT,
+            mtu: None,
+            peering,
+            backend: Backend::default(),
+            direct_routing: false,
+            learning: false,
+            gbp: false,
+            checksum_offload: Offload::default(),
+            blackhole: false,
+        }
     }
 
     /// Whether pods have addresses of `family`.
@@ -85,12 +142,16 @@ impl Settings {
         LinkName::new(&format!("{stem}.{}", self.vni)).map_err(too_long)
     }
 
-    /// The MTU of the pods and of the VXLAN links (contract N7).
+    /// The MTU of the pods and of the VXLAN links (contract N7). Without VXLAN it is the outer one.
     ///
     /// Outer IPv4 takes 50 bytes (20 IP, 8 UDP, 8 VXLAN, 14 Ethernet), outer IPv6 20 more. In dual-stack a pod has
     /// one MTU for both, so the smaller one holds for both.
     pub fn inner_mtu(&self, external: Mtu) -> Mtu {
-        let overhead = if self.has(Family::V6) { 70 } else { 50 };
+        let overhead = match self.backend {
+            Backend::HostGw => 0,
+            Backend::Vxlan if self.has(Family::V6) => 70,
+            Backend::Vxlan => 50,
+        };
         self.mtu.unwrap_or(external).less(overhead)
     }
 }
@@ -120,6 +181,14 @@ mod tests {
     fn n7_a_configured_mtu_is_the_outer_one() {
         let jumbo = Settings { mtu: Some(Mtu::new(9000).unwrap()), ..settings(&["10.244.0.0/16"]) };
         assert_eq!(jumbo.inner_mtu(Mtu::new(1500).unwrap()).get(), 8950);
+    }
+
+    #[test]
+    fn n7_without_vxlan_pods_have_the_outer_mtu() {
+        for networks in [&["10.244.0.0/16"][..], &["10.244.0.0/16", "fd00::/48"]] {
+            let host_gw = Settings { backend: Backend::HostGw, ..settings(networks) };
+            assert_eq!(host_gw.inner_mtu(Mtu::new(1500).unwrap()).get(), 1500);
+        }
     }
 
     #[test]

@@ -280,6 +280,7 @@ fn n6_the_mac_is_that_of_the_annotation_else_of_the_device_else_derived() {
     assert_eq!(mac_of(&overlay), own_device_mac());
     feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, ..unmanaged.clone() })));
     assert_eq!(mac_of(&overlay), mac(5, 4));
+    let mut overlay = Overlay::new(settings()).unwrap();
     overlay.set_host(Host { device_macs: PerFamily::default(), ..host(1500) });
     feed(&mut overlay, &Event::Node(3, Some(unmanaged)));
     assert_eq!(mac_of(&overlay), Mac::derived(OWN, Default::default(), Family::V4));
@@ -341,6 +342,9 @@ fn kind(op: &Op) -> &'static str {
         Op::RemoveFdb(..) => "RemoveFdb",
         Op::SetRoute(..) => "SetRoute",
         Op::RemoveRoute(..) => "RemoveRoute",
+        Op::SetBlackhole(_) => "SetBlackhole",
+        Op::RemoveBlackhole(_) => "RemoveBlackhole",
+        Op::SetOffload(..) => "SetOffload",
     }
 }
 
@@ -367,10 +371,14 @@ fn shape() -> impl Strategy<Value = Shape> {
 }
 
 fn overlay() -> Overlay {
-    let networks = vec!["10.244.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()];
-    let mut overlay = Overlay::new(Settings::new(OWN, networks, Peering::Annotated)).unwrap();
+    let mut overlay = Overlay::new(settings()).unwrap();
     overlay.set_host(host(1500));
     overlay
+}
+
+fn settings() -> Settings {
+    let networks = vec!["10.244.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()];
+    Settings::new(OWN, networks, Peering::Annotated)
 }
 
 fn host(mtu: u32) -> Host {
@@ -381,7 +389,7 @@ fn host(mtu: u32) -> Host {
         v4: Some(Ipv4Addr::new(192, 0, 2, 250)),
         v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x250)),
     };
-    Host { external, device_macs: PerFamily { v4: Some(own_device_mac()), v6: None } }
+    Host { device_macs: PerFamily { v4: Some(own_device_mac()), v6: None }, ..Host::new(external) }
 }
 
 fn own_device_mac() -> Mac {

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use podway_cluster::NodeWriter;
+use podway_overlay::LeaseAttributes;
 use podway_reconcile::Retry;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::message;
@@ -13,10 +15,11 @@ use crate::message;
 /// How long the API server may take to note this node's part; it is asked again later.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Tells the API server by annotations of the Node and its condition. The pod network does not depend on it: what
-/// fails is told again later, whatever happens meanwhile.
-pub(super) struct Announcer {
+/// Tells the API server by annotations of the Node and its condition, or etcd by a lease. The pod network does not
+/// depend on it: what fails is told again later, whatever happens meanwhile.
+pub(crate) struct Announcer {
     writer: Option<NodeWriter>,
+    lease: Option<watch::Sender<LeaseAttributes>>,
     node: String,
     /// Whether the Node's condition is written.
     condition: bool,
@@ -30,16 +33,34 @@ pub(super) struct Announcer {
 }
 
 impl Announcer {
-    /// An announcer of the Node `node`; without a writer there is nobody to tell.
-    pub(super) fn new(writer: Option<NodeWriter>, node: &str, condition: bool) -> Self {
+    /// An announcer of the Node `node`; without a writer there is no API server to tell.
+    pub(crate) fn new(writer: Option<NodeWriter>, node: &str, condition: bool) -> Self {
         Self {
             writer,
+            lease: None,
             node: node.to_owned(),
             condition,
             told: BTreeMap::new(),
             available: false,
             again: None,
             retry: Retry::new(Duration::from_secs(1), Duration::from_secs(60)),
+        }
+    }
+
+    /// An announcer through the attributes of a lease.
+    pub(crate) fn by_lease(attributes: watch::Sender<LeaseAttributes>) -> Self {
+        Self { lease: Some(attributes), ..Self::new(None, "", false) }
+    }
+
+    /// Tells the lease, if there is one, how this node is reached.
+    pub(super) fn lease(&self, attributes: impl FnOnce() -> LeaseAttributes) {
+        if let Some(lease) = &self.lease {
+            let new = attributes();
+            lease.send_if_modified(|held| {
+                let differs = *held != new;
+                *held = new;
+                differs
+            });
         }
     }
 

@@ -1,23 +1,23 @@
 //! The network half: Nodes in; links, routes, neighbours, FDB entries, masquerade and flannel's files out.
 
 mod announce;
+pub(crate) mod lease;
+mod locate;
 mod settings;
 pub(crate) mod subnet_file;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use podway_cluster::NodeWriter;
-use podway_netlink::{InterfaceChoice, Netlink};
+use anyhow::{Result, bail};
+use podway_netlink::{Drift, Followed, Netlink, Watch};
 use podway_nftables::{Network, NetworkRows, Ports};
-use podway_overlay::{Host, LinkName, Masquerade, Node, Observed, Op, Overlay, Peering, Problem};
-use podway_reconcile::{Recovery, Retry};
-use tracing::{debug, info, warn};
+use podway_overlay::{Host, Masquerade, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
+use podway_reconcile::{Contest, Recovery, Retry};
+use tracing::{debug, error, info, warn};
 
-use self::announce::Announcer;
-pub(crate) use self::settings::overlay_settings;
+pub(crate) use self::announce::Announcer;
+pub(crate) use self::settings::{Store, overlay_settings, peering};
 use crate::config::Config;
 use crate::message;
 use crate::run::{Half, Listed, NetworkEvent, Next};
@@ -25,37 +25,59 @@ use crate::run::{Half, Listed, NetworkEvent, Next};
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// A routing daemon may change routes all the time; what follows from them is looked at so often.
+const HOST_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Turns Nodes into the pod network of this one.
 pub(crate) struct NetworkHalf {
     config: Config,
+    settings: Settings,
     overlay: Overlay,
     netlink: Netlink,
+    watch: Watch,
     masquerade: Network,
-    own: Option<Node>,
-    /// The own Node as it was when the external interface was chosen.
-    located: Option<Node>,
-    listed: Listed,
     announcer: Announcer,
+    own: Option<Node>,
+    listed: Listed,
+    /// What this machine contributed when it was last looked at.
+    host: Option<Host>,
+    /// When it is to be looked at again; `None` = it stands as known.
+    look_again: Option<Instant>,
+    /// Whether somebody else may have changed what is ours.
+    drifted: bool,
+    contest: Contest,
+    started: Instant,
     problems: BTreeSet<Problem>,
+    overlaps: Vec<Overlap>,
     retry: Retry,
 }
 
 impl NetworkHalf {
-    /// A half that writes nothing before the Nodes have been listed once. `writer` tells the cluster of this node.
-    pub(crate) fn new(config: &Config, masquerade: Network, writer: Option<NodeWriter>) -> Result<Self> {
+    /// A half that writes nothing before the Nodes have been listed once.
+    pub(crate) async fn new(config: &Config, announcer: Announcer) -> Result<Self> {
+        let settings = overlay_settings(config)?;
+        let overlay = Overlay::new(settings.clone())?;
+        let netlink = Netlink::open()?;
+        let followed = Followed { links: overlay.link_names(), pod_networks: settings.pod_networks.clone() };
+        let now = Instant::now();
         Ok(Self {
-            overlay: Overlay::new(overlay_settings(config)?)?,
-            netlink: Netlink::open()?,
-            masquerade,
-            announcer: Announcer::new(
-                writer.filter(|_| settings::peering(config) == Peering::Annotated),
-                &config.node_name,
-                config.network.node_condition,
-            ),
+            // Before the first look at the kernel, so that nothing happens in between.
+            watch: Watch::open(&netlink, followed).await?,
+            masquerade: Network::adopt(podway_nftables::NftProcess::default(), config.services.mark())
+                .await?,
+            overlay,
+            settings,
+            netlink,
+            announcer,
             own: None,
-            located: None,
             listed: Listed::Nothing,
+            host: None,
+            look_again: Some(now),
+            drifted: false,
+            contest: Contest::default(),
+            started: now,
             problems: BTreeSet::new(),
+            overlaps: Vec::new(),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
         })
@@ -73,30 +95,49 @@ impl Half for NetworkHalf {
             }
             NetworkEvent::Node(name, node) => {
                 self.overlay.apply(&name, node.as_ref());
-                if *name == *self.config.node_name {
+                if *name == *self.config.node_name && self.own != node {
                     self.announcer.node_changed(node.is_some());
                     self.own = node;
+                    self.look_again = Some(Instant::now());
                 }
             }
         }
     }
 
-    async fn reconcile(&mut self) -> Result<Next> {
-        if self.listed == Listed::Nothing {
-            return Ok(Next::OnEvent);
+    async fn disturbed(&mut self) {
+        let Drift { overlay, interfaces, host_routes, settings } = self.watch.next().await;
+        self.drifted |= overlay || settings;
+        if interfaces {
+            self.look_again = Some(Instant::now());
+        } else if host_routes && self.look_again.is_none() {
+            self.look_again = Some(Instant::now() + HOST_INTERVAL);
         }
-        let result = self.program().await;
+    }
+
+    async fn reconcile(&mut self) -> Result<Next> {
+        // Where subnets are leased, a lease must tell who holds it, and so this machine is looked at before.
+        let result = match (self.listed, self.config.network.store()) {
+            (Listed::Nothing, Store::Etcd) => self.look_at_host().await,
+            (Listed::Nothing, _) => return Ok(Next::OnEvent),
+            _ => self.program().await,
+        };
         self.report_problems();
         match result {
             Ok(()) => {
                 self.retry.succeeded();
-                Ok(self.announce(true).await.map_or(Next::OnEvent, Next::Within))
+                let told = self.announce(self.listed != Listed::Nothing).await;
+                Ok([told, self.until_repair(), self.until_look()]
+                    .into_iter()
+                    .flatten()
+                    .min()
+                    .map_or(Next::OnEvent, Next::Within))
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
                 self.announce(false).await;
                 self.overlay.invalidate();
-                self.located = None;
+                self.masquerade.invalidate();
+                self.look_again = Some(Instant::now());
                 let wait = self.retry.failed();
                 warn!(again_in = ?wait, "the pod network is not complete: {}", message::of(&error));
                 Ok(Next::After(wait))
@@ -107,24 +148,15 @@ impl Half for NetworkHalf {
 
 impl NetworkHalf {
     async fn program(&mut self) -> Result<()> {
-        self.locate().await?;
+        self.look_at_host().await?;
+        let repairing = self.drifted && self.until_repair().is_none();
+        if repairing {
+            self.drifted = false;
+            self.overlay.invalidate();
+            self.masquerade.invalidate();
+        }
         let started = Instant::now();
-        let changes = self.overlay.changes();
-        let observed = changes.is_none();
-        let ops = match changes {
-            Some(ops) => ops,
-            None => {
-                let observed = self.netlink.observe(&self.overlay.link_names()).await?;
-                let mut ops = self.overlay.reconcile(&observed);
-                if self.listed == Listed::Partly {
-                    // What is not in the list may be in the part of it that could not be read.
-                    ops.retain(|op| {
-                        !matches!(op, Op::RemoveNeighbour(..) | Op::RemoveFdb(..) | Op::RemoveRoute(..))
-                    });
-                }
-                ops
-            }
-        };
+        let (ops, observed) = self.steps().await?;
         // One family, or one peer, that cannot be served does not keep the others from what they need.
         let run = self.run(&ops).await;
         let written = match self.masquerade_rows() {
@@ -135,13 +167,32 @@ impl NetworkHalf {
             subnet_file::write(&self.config.network.subnet_file, &content.render())?;
         }
         let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
-        match (observed, steps) {
-            (true, 0) => info!(took, "pod network stands as planned: nothing to change"),
-            (true, steps) => info!(steps, took, "pod network programmed"),
-            (false, 0) => {}
-            (false, steps) => debug!(steps, took, "pod network changed"),
+        match (repairing, observed, steps) {
+            (true, _, 0) => {}
+            (true, _, steps) => self.repaired(steps, &took),
+            (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
+            (false, true, steps) => info!(steps, took, "pod network programmed"),
+            (false, false, 0) => {}
+            (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
         run
+    }
+
+    /// What is to be done, and whether the kernel was looked at for it.
+    async fn steps(&mut self) -> Result<(Vec<Op>, bool)> {
+        if let Some(blocking) = self.overlaps.iter().find(|overlap| overlap.severity() == Severity::Error) {
+            bail!("{blocking}");
+        }
+        if let Some(ops) = self.overlay.changes() {
+            return Ok((ops, false));
+        }
+        let observed = self.netlink.observe(&self.overlay.link_names()).await?;
+        let mut ops = self.overlay.reconcile(&observed);
+        if self.listed == Listed::Partly {
+            // What is not in the list may be in the part of it that could not be read.
+            ops.retain(|op| !matches!(op, Op::RemoveNeighbour(..) | Op::RemoveFdb(..) | Op::RemoveRoute(..)));
+        }
+        Ok((ops, true))
     }
 
     /// `None` as long as this node's subnets are not known.
@@ -156,34 +207,52 @@ impl NetworkHalf {
         Some(NetworkRows { pod_networks, own_subnets, non_masquerade, ports })
     }
 
-    /// Finds out which interface reaches the other nodes, anew when the own Node changed.
-    async fn locate(&mut self) -> Result<()> {
-        if self.own.is_none() || self.located == self.own {
+    /// Finds out what this machine contributes, anew when it or the own Node changed. Without a Node nothing would say
+    /// which interface reaches the others, but where subnets are leased there is none.
+    async fn look_at_host(&mut self) -> Result<()> {
+        let is_known = self.own.is_some() || self.config.network.store() == Store::Etcd;
+        if !is_known || self.look_again.is_none() || self.until_look().is_some() {
             return Ok(());
         }
-        let external = self.external_interface().await?;
-        let observed: Observed = self.netlink.observe(&self.overlay.link_names()).await?;
-        debug!(interface = external.name.as_str(), "external interface");
-        let device_macs = observed.device_macs(&overlay_settings(&self.config)?);
-        self.overlay.set_host(Host { external, device_macs });
-        self.located = self.own.clone();
+        let choice = locate::choice(&self.config.network, &self.settings, self.own.as_ref())?;
+        let host = self.netlink.host(&choice, &self.settings).await?;
+        self.look_again = None;
+        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref());
+        for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
+            match overlap.severity() {
+                Severity::Error => error!("{overlap}"),
+                Severity::Warning => warn!("{overlap}"),
+            }
+        }
+        self.overlaps = overlaps;
+        if self.host.as_ref() == Some(&host) {
+            return Ok(());
+        }
+        debug!(interface = host.external.name.as_str(), "external interface");
+        self.announcer.lease(|| lease::attributes(&self.settings, &host));
+        self.overlay.set_host(host.clone());
+        self.host = Some(host);
         Ok(())
     }
 
-    /// The configured one, else the one with an address of the own Node, else that of the default route.
-    async fn external_interface(&self) -> Result<podway_overlay::ExternalInterface> {
-        if let Some(name) = self.config.network.interface.first() {
-            let name = LinkName::new(name).context("network.interface")?;
-            return Ok(self.netlink.external_interface(&InterfaceChoice::Name(name)).await?);
+    fn until_look(&self) -> Option<Duration> {
+        self.look_again?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+
+    /// How long a repair must wait, where one is due.
+    fn until_repair(&self) -> Option<Duration> {
+        self.contest.hold(self.started.elapsed()).filter(|_| self.drifted)
+    }
+
+    fn repaired(&mut self, steps: usize, took: &str) {
+        info!(steps, took, "what somebody else changed is as it was");
+        if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
+            warn!(
+                again_in = ?wait,
+                "another program changes the pod network again and again: find out which, with `ip monitor` and \
+                 `nft monitor`; podway gives way and repairs more seldom"
+            );
         }
-        let addresses: &[IpAddr] = self.own.as_ref().map_or(&[], |node| &node.addresses);
-        for address in addresses {
-            match self.netlink.external_interface(&InterfaceChoice::Owner(*address)).await {
-                Err(podway_netlink::Error::NoOwner(_)) => {}
-                found => return Ok(found?),
-            }
-        }
-        Ok(self.netlink.external_interface(&InterfaceChoice::DefaultRoute).await?)
     }
 
     async fn run(&self, ops: &[Op]) -> Result<()> {
@@ -200,7 +269,7 @@ impl NetworkHalf {
     async fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value)).collect();
-        self.announcer.announce(annotations, complete && self.located.is_some()).await
+        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some()).await
     }
 
     fn report_problems(&mut self) {

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 use podway_cluster::SourceConfig;
-use podway_overlay::{Mtu, Peering, Settings, Vni};
+use podway_overlay::{Backend, Mtu, Offload, Peering, Settings, Vni};
 
-use crate::config::Config;
+use crate::config::{self, ChecksumOffload, Config};
 
 /// The pod network as configured.
 pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
@@ -16,12 +16,25 @@ pub(crate) fn overlay_settings(config: &Config) -> Result<Settings> {
         0 => None,
         mtu => Some(Mtu::new(mtu).context("network.mtu")?),
     };
+    settings.backend = match network.backend {
+        config::Backend::Vxlan => Backend::Vxlan,
+        config::Backend::HostGw => Backend::HostGw,
+    };
+    settings.direct_routing = network.direct_routing;
+    settings.checksum_offload = match network.checksum_offload {
+        ChecksumOffload::Auto => Offload::Auto,
+        ChecksumOffload::On => Offload::On,
+        ChecksumOffload::Off => Offload::Off,
+    };
+    settings.learning = network.learning;
+    settings.gbp = network.gbp;
+    settings.blackhole = network.blackhole_route;
     Ok(settings)
 }
 
 /// Nodes of an API server, and leases in etcd, tell each other their part; files are written by nobody but their
 /// owner.
-pub(super) fn peering(config: &Config) -> Peering {
+pub(crate) fn peering(config: &Config) -> Peering {
     match (&config.source, config.network.store()) {
         (_, Store::Etcd) | (SourceConfig::Kube(_), Store::Nodes) => Peering::Annotated,
         _ => Peering::Derived,

@@ -86,6 +86,12 @@ impl Namespace {
         self.netlink(|netlink| async move { netlink.observe(&names).await.unwrap() })
     }
 
+    /// What this machine contributes, by interface eth0.
+    pub(crate) fn host(&self, settings: &Settings) -> Host {
+        let choice = InterfaceChoice { interfaces: vec!["eth0".to_owned()], ..InterfaceChoice::default() };
+        self.netlink(|netlink| async move { netlink.host(&choice, settings).await.unwrap() })
+    }
+
     /// Carries out steps.
     pub(crate) fn run(&self, ops: &[Op]) -> Report {
         self.netlink(|netlink| async move { netlink.run(ops).await })
@@ -168,14 +174,13 @@ impl Pair {
 /// The pod network of node `n` with both nodes.
 pub(crate) fn overlay(namespace: &Namespace, n: u8, networks: &[&str]) -> Overlay {
     let networks = networks.iter().map(|net| net.parse().unwrap()).collect();
-    let settings = Settings::new(&format!("node-{n}"), networks, Peering::Derived);
+    configured(namespace, Settings::new(&format!("node-{n}"), networks, Peering::Derived))
+}
+
+/// The pod network as configured, with both nodes.
+pub(crate) fn configured(namespace: &Namespace, settings: Settings) -> Overlay {
     let mut overlay = Overlay::new(settings.clone()).unwrap();
-    let external = namespace.netlink(|netlink| async move {
-        let choice = InterfaceChoice::Name(LinkName::new("eth0").unwrap());
-        netlink.external_interface(&choice).await.unwrap()
-    });
-    let device_macs = namespace.observe(&overlay).device_macs(&settings);
-    overlay.set_host(Host { external, device_macs });
+    overlay.set_host(namespace.host(&settings));
     for peer in [node(1), node(2)] {
         overlay.apply(&peer.name.clone(), Some(&peer));
     }
