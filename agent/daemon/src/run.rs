@@ -19,6 +19,7 @@ use crate::net_conf;
 use crate::network::{Announcer, NetworkHalf, Store, lease, peering};
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
+use crate::status::{self, Board};
 
 /// Events between a source and the halves' own queues. Those have no bound, so that a half that waits for the kernel
 /// does not hold up the other; a burst is noted as a whole before anything is written.
@@ -40,6 +41,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     podway_cluster::use_annotation_prefix(&config.network.annotation_prefix);
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
+    let board = Board::new(&config.node_name);
+    let _servers = status::start(&config.status, &board)?;
     let sources = sources(&config).await?;
     let writer = sources.first().and_then(|source| source.from.node_writer());
 
@@ -49,13 +52,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         let (sender, events) = mpsc::unbounded_channel();
         listeners.network = Some(sender);
         network = Some(events);
+        board.expect(status::Half::Network);
     }
     if config.services.enabled {
         let mut nft = NftProcess::default();
         // An nft that is not there, or may not be used, is known at once and not at the first list.
         nft.list_table("ip podway").await?;
         let nftables = Services::new(nft, config.services.mark());
-        let half = ServiceHalf::new(nftables, open_bpf(&config)?);
+        let half = ServiceHalf::new(nftables, open_bpf(&config)?).telling(board.clone());
         let (sender, events) = mpsc::unbounded_channel();
         listeners.services = Some(sender);
         halves.spawn_local(run_half(half, events, stopped.clone()));
@@ -66,12 +70,19 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         match config.network.store() {
             Store::Etcd => {
                 let store = EtcdStore::open(&config.network.etcd).await.context("network.etcd")?;
-                halves.spawn_local(run_leased(store, config.clone(), listeners.clone(), events, stopped));
+                halves.spawn_local(run_leased(
+                    store,
+                    config.clone(),
+                    board.clone(),
+                    listeners.clone(),
+                    events,
+                    stopped,
+                ));
             }
             Store::Nodes | Store::Static => {
                 let writer = writer.filter(|_| peering(&config) == Peering::Annotated);
                 let announcer = Announcer::new(writer, &config.node_name, config.network.node_condition);
-                let half = NetworkHalf::new(&config, announcer).await?;
+                let half = NetworkHalf::new(&config, announcer).await?.telling(board.clone());
                 halves.spawn_local(run_half(half, events, stopped));
             }
         }
@@ -110,6 +121,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 async fn run_leased(
     store: EtcdStore,
     mut config: Config,
+    board: Board,
     to: Listeners,
     events: mpsc::UnboundedReceiver<NetworkEvent>,
     mut stop: watch::Receiver<()>,
@@ -124,7 +136,7 @@ async fn run_leased(
     to.change(podway_proxy::Event::Node(context(&config, None)));
     // What is announced is known once this machine has been looked at; the first value is not used.
     let (attributes, mut announced) = watch::channel(LeaseAttributes::default());
-    let half = NetworkHalf::new(&config, Announcer::by_lease(attributes)).await?;
+    let half = NetworkHalf::new(&config, Announcer::by_lease(attributes)).await?.telling(board);
     to.network(NetworkEvent::Listed(Listed::Nothing));
     let follow = async {
         // It fails only when the half has ended, and then this ends with it.

@@ -13,6 +13,7 @@ use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, info, warn};
 
 use crate::run::{Half, Listed, Next, ServiceEvent};
+use crate::status::{self, Board};
 
 /// The longest wait between two attempts: kube-proxy's syncPeriod (contract S30).
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -35,6 +36,7 @@ pub(crate) struct ServiceHalf<N = NftProcess> {
     pending: Option<RowDelta>,
     contested: BTreeSet<Frontend>,
     retry: Retry,
+    board: Board,
 }
 
 impl<N: Nft> ServiceHalf<N> {
@@ -48,7 +50,15 @@ impl<N: Nft> ServiceHalf<N> {
             pending: None,
             contested: BTreeSet::new(),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
+            board: Board::new(""),
         }
+    }
+
+    /// Writes down on this board how it is.
+    pub(crate) fn telling(mut self, board: Board) -> Self {
+        board.expect(status::Half::Services);
+        self.board = board;
+        self
     }
 }
 
@@ -69,6 +79,8 @@ impl<N: Nft> Half for ServiceHalf<N> {
         if self.listed() == Listed::Nothing {
             return Ok(Next::OnEvent);
         }
+        let _busy = self.board.busy(status::Half::Services);
+        self.board.listed(status::Half::Services, true);
         let started = Instant::now();
         let change = self.planner.replan();
         if let Some(pending) = &mut self.pending {
@@ -87,6 +99,7 @@ impl<N: Nft> Half for ServiceHalf<N> {
             (false, elements) => debug!(services, elements, took, "Services changed"),
         }
         self.retry.succeeded();
+        self.board.programmed(status::Half::Services, started.elapsed());
         self.report_contested();
         Ok(Next::OnEvent)
     }
@@ -147,6 +160,7 @@ impl<N: Nft> ServiceHalf<N> {
             bail!(failure.message);
         }
         let wait = self.retry.failed();
+        self.board.failed(status::Half::Services, "program", &failure.message);
         warn!(failure = failure.message, again_in = ?wait, "Services could not be programmed; what stood still stands");
         if failure.recovery == Recovery::Resync {
             self.pending = None;

@@ -165,6 +165,24 @@ impl Overlay {
         Some(ops::rows(&wanted, &found))
     }
 
+    /// The peers that the next [`Self::changes`] concerns; `None` when it may be all of them.
+    pub fn touched(&self) -> Option<Vec<Arc<str>>> {
+        self.before.as_ref().map(|before| before.keys().cloned().collect())
+    }
+
+    /// The names of the peers, whether anything leads to them or not.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.readings.keys()
+    }
+
+    /// How a peer is reached: one way for each family, none for those in which it is left out. `None` if there is no
+    /// such peer.
+    pub fn ways(&self, peer: &str) -> Option<Vec<&Way>> {
+        self.readings.get(peer)?;
+        let ways = self.standing.get(peer).map(|standing| standing.ways.iter().map(|(_, way)| way).collect());
+        Some(ways.unwrap_or_default())
+    }
+
     /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
     pub fn invalidate(&mut self) {
         self.before = None;

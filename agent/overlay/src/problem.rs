@@ -118,3 +118,25 @@ pub enum Reason {
     #[error("MTU {0} is below the 1280 that IPv6 needs: no IPv6 pod network on this node")]
     MtuTooSmall(Mtu),
 }
+
+impl Reason {
+    /// One word for it, as Events and metrics have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoNode => "NoNode",
+            Self::BackendType { .. } => "BackendType",
+            Self::Annotation { .. } => "Annotation",
+            Self::NoSubnet(..) => "NoSubnet",
+            Self::SubnetOutside(..) => "SubnetOutside",
+            Self::SubnetTaken { .. } => "SubnetTaken",
+            Self::MacTaken { .. } => "MacTaken",
+            Self::NoAddress(..) => "NoAddress",
+            Self::OwnAddress(..) => "OwnAddress",
+            Self::ExternalAddress { .. } => "ExternalAddress",
+            Self::AddressDiffers { .. } => "AddressDiffers",
+            Self::NoNeighbour { .. } => "NoNeighbour",
+            Self::Translated { .. } => "Translated",
+            Self::MtuTooSmall(..) => "MtuTooSmall",
+        }
+    }
+}

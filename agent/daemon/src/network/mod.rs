@@ -5,12 +5,13 @@ pub(crate) mod lease;
 mod locate;
 mod settings;
 pub(crate) mod subnet_file;
+mod tell;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use podway_netlink::{Drift, Followed, Netlink, Watch};
+use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::{Network, NetworkRows, Ports};
 use podway_overlay::{Host, Masquerade, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
 use podway_reconcile::{Contest, Recovery, Retry};
@@ -21,6 +22,7 @@ pub(crate) use self::settings::{Store, overlay_settings, peering};
 use crate::config::Config;
 use crate::message;
 use crate::run::{Half, Listed, NetworkEvent, Next};
+use crate::status::{self, Board};
 
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -50,6 +52,7 @@ pub(crate) struct NetworkHalf {
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
     retry: Retry,
+    board: Board,
 }
 
 impl NetworkHalf {
@@ -79,6 +82,7 @@ impl NetworkHalf {
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
+            board: Board::new(""),
             config: config.clone(),
         })
     }
@@ -115,6 +119,7 @@ impl Half for NetworkHalf {
     }
 
     async fn reconcile(&mut self) -> Result<Next> {
+        let _busy = self.board.busy(status::Half::Network);
         // Where subnets are leased, a lease must tell who holds it, and so this machine is looked at before.
         let result = match (self.listed, self.config.network.store()) {
             (Listed::Nothing, Store::Etcd) => self.look_at_host().await,
@@ -139,6 +144,7 @@ impl Half for NetworkHalf {
                 self.masquerade.invalidate();
                 self.look_again = Some(Instant::now());
                 let wait = self.retry.failed();
+                self.board.failed(status::Half::Network, "program", &message::of(&error));
                 warn!(again_in = ?wait, "the pod network is not complete: {}", message::of(&error));
                 Ok(Next::After(wait))
             }
@@ -156,9 +162,12 @@ impl NetworkHalf {
             self.masquerade.invalidate();
         }
         let started = Instant::now();
+        let touched = self.overlay.touched();
         let (ops, observed) = self.steps().await?;
         // One family, or one peer, that cannot be served does not keep the others from what they need.
-        let run = self.run(&ops).await;
+        let report = self.netlink.run(&ops).await;
+        self.tell_peers(touched, &report.failures);
+        let run = first_failure(report);
         let written = match self.masquerade_rows() {
             Some(rows) => self.masquerade.replace(&rows).await?,
             None => 0,
@@ -169,13 +178,18 @@ impl NetworkHalf {
         let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
         match (repairing, observed, steps) {
             (true, _, 0) => {}
-            (true, _, steps) => self.repaired(steps, &took),
+            (true, _, steps) => {
+                self.tell_repairs(&ops, written);
+                self.repaired(steps, &took);
+            }
             (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
             (false, true, steps) => info!(steps, took, "pod network programmed"),
             (false, false, 0) => {}
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
-        run
+        run?;
+        self.board.programmed(status::Half::Network, started.elapsed());
+        Ok(())
     }
 
     /// What is to be done, and whether the kernel was looked at for it.
@@ -255,16 +269,6 @@ impl NetworkHalf {
         }
     }
 
-    async fn run(&self, ops: &[Op]) -> Result<()> {
-        let report = self.netlink.run(ops).await;
-        let mut failures = report.failures.into_iter();
-        let Some(first) = failures.next() else { return Ok(()) };
-        for failure in failures.take(10) {
-            warn!("{}", failure.error);
-        }
-        Err(first.error.into())
-    }
-
     /// Tells the cluster how this node is reached, and that its network works if all of it does.
     async fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
@@ -281,7 +285,17 @@ impl NetworkHalf {
             info!(node = %problem.node, "no longer: {problem}");
         }
         self.problems = problems;
+        self.tell_own();
     }
+}
+
+fn first_failure(report: Report) -> Result<()> {
+    let mut failures = report.failures.into_iter();
+    let Some(first) = failures.next() else { return Ok(()) };
+    for failure in failures.take(10) {
+        warn!("{}", failure.error);
+    }
+    Err(first.error.into())
 }
 
 /// Only more rights, or an nft to run, would help.
