@@ -188,7 +188,11 @@ impl NetworkHalf {
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
         run?;
-        self.board.programmed(status::Half::Network, started.elapsed());
+        // Without a subnet, or the interface, nothing leads anywhere yet.
+        match self.overlay.subnet_env(self.config.network.masquerade) {
+            Some(_) => self.board.programmed(status::Half::Network, started.elapsed()),
+            None => self.board.waits(status::Half::Network),
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use podway_overlay::{Mac, Op, Reason, Way};
 
 use super::{NetworkHalf, Store};
 use crate::config::NetworkConfig;
+use crate::run::Listed;
 use crate::status::{self, Board, Facts, Fault, Own};
 
 impl NetworkHalf {
@@ -22,7 +23,7 @@ impl NetworkHalf {
 
     /// After a run that concerned these peers, or all of them.
     pub(super) fn tell_peers(&self, touched: Option<Vec<Arc<str>>>, failures: &[Failure]) {
-        self.board.listed(status::Half::Network, true);
+        self.board.listed(status::Half::Network, self.listed == Listed::Fully);
         let failed = Failed::of(failures);
         let mtu = self.overlay.subnet_env(false).map(|env| env.mtu.get());
         let problems = self.overlay.problems();
