@@ -24,6 +24,8 @@ pub(crate) enum Component {
     Flannel,
     /// The CNI plugins and cnitool.
     Cni,
+    /// flannel's CNI plugin.
+    FlannelCni,
 }
 
 /// Builds the components whose module files, recipe or Go have changed since they were last built.
@@ -50,7 +52,7 @@ pub(crate) fn build_for_tests(workspace: &Workspace) -> Result<()> {
     match missing_in(&assets) {
         missing if missing.is_empty() => {
             step::say(&format!("Kubernetes is not built: KUBEBUILDER_ASSETS={} has it", assets.display()));
-            build(workspace, &[Component::Flannel, Component::Cni])
+            build(workspace, &[Component::Flannel, Component::Cni, Component::FlannelCni])
         }
         missing => {
             let names = missing.join(", ");
@@ -113,6 +115,15 @@ impl Component {
                     "ptp",
                     "tuning",
                 ],
+                links: &[],
+                cgo: false,
+            },
+            Self::FlannelCni => Recipe {
+                folder: "flannel-cni",
+                versioned: "github.com/containernetworking/plugins",
+                version_variable: "github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion",
+                targets: &[Target { title: "Building flannel's CNI plugin", file: "", package: "tool" }],
+                binaries: &["flannel"],
                 links: &[],
                 cgo: false,
             },

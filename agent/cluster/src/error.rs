@@ -84,6 +84,16 @@ pub enum Error {
         /// The status code, if the server answered.
         code: Option<u16>,
     },
+    /// A step of the assignment of subnets failed; trying again may help, unless [`is_final`](Error::is_final).
+    #[error("{step}: {cause}")]
+    Assign {
+        /// What was tried, such as `creating Lease kube-system/podway-subnet-10-77-1-0-24`.
+        step: String,
+        /// The server's answer, or why there is none.
+        cause: String,
+        /// The status code, if the server answered.
+        code: Option<u16>,
+    },
 }
 
 impl Error {
@@ -91,7 +101,7 @@ impl Error {
     /// Node. A conflict (409), too many requests (429), the server's own errors and silence pass by themselves.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Patch { code, .. } | Self::Pod { code, .. } => {
+            Self::Patch { code, .. } | Self::Pod { code, .. } | Self::Assign { code, .. } => {
                 code.is_some_and(|code| (400..500).contains(&code) && code != 409 && code != 429)
             }
             Self::Etcd { .. } => false,

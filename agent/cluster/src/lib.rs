@@ -17,7 +17,7 @@ mod source;
 mod test_folder;
 mod wanted;
 
-pub use api_server::{NodeWriter, node_of_pod};
+pub use api_server::{AssignError, NodeWriter, SubnetClaims, node_of_pod};
 pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
 pub use etcd::{EtcdStore, LeaseRequest};

@@ -1,9 +1,10 @@
 //! A source, whichever it is.
 
+use podway_overlay::AssignPolicy;
 use tokio::sync::mpsc::Sender;
 
 use crate::api_server::ApiServer;
-use crate::{DirectoryConfig, Error, Event, NodeWriter, SourceConfig, Wanted, directory};
+use crate::{DirectoryConfig, Error, Event, NodeWriter, SourceConfig, SubnetClaims, Wanted, directory};
 
 /// A place that the cluster state comes from, ready to be followed.
 pub struct Source {
@@ -34,6 +35,14 @@ impl Source {
     pub fn node_writer(&self) -> Option<NodeWriter> {
         match &self.inner {
             Inner::Kube(server) => Some(server.node_writer()),
+            Inner::Directory(_) => None,
+        }
+    }
+
+    /// What gets this node its subnets; none where Nodes are files.
+    pub fn subnet_claims(&self, policy: AssignPolicy) -> Option<SubnetClaims> {
+        match &self.inner {
+            Inner::Kube(server) => Some(server.subnet_claims(policy)),
             Inner::Directory(_) => None,
         }
     }

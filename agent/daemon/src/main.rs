@@ -4,6 +4,8 @@
 //! decided in podway-proxy and podway-overlay; what touches the kernel is in podway-nftables, -netlink and -bpf.
 
 mod cleanup;
+#[cfg_attr(not(test), allow(dead_code, reason = "called by the network half"))]
+mod cni_files;
 mod config;
 mod flanneld;
 mod log;
@@ -12,6 +14,7 @@ mod net_conf;
 mod network;
 mod nodes;
 mod overrides;
+mod plan;
 mod privilege;
 mod run;
 mod services;
@@ -63,8 +66,13 @@ enum Command {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
+    Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
+    /// Attach or detach a pod, as a CNI runtime asks in CNI_* variables and on standard input. Under the plugin's name,
+    /// with nothing but CNI_COMMAND, no argument is needed.
+    Cni,
     /// Run the pod network alone, by flannel's command line and variables; also when called by this name.
     #[command(disable_help_flag = true)]
     Flanneld {
@@ -119,9 +127,15 @@ impl Settings {
 const NO_DAEMON: u8 = 3;
 
 fn main() -> ExitCode {
+    // Before anything else is looked at: a pod waits for it.
+    if podway_cni::is_called() {
+        return podway_cni::run();
+    }
     let command = Cli::parse_from(arguments(std::env::args_os().collect())).command;
-    if let Command::Flanneld { flags } = &command {
-        return flanneld::main(flags);
+    match &command {
+        Command::Flanneld { flags } => return flanneld::main(flags),
+        Command::Cni => return podway_cni::run(),
+        _ => {}
     }
     match command.execute() {
         Ok(code) => code,
@@ -157,6 +171,7 @@ impl Command {
                 log::start(&config.log)?;
                 block_on(cleanup::cleanup(&config))
             }
+            Self::Plan(plan) => plan.execute(),
             Self::Config => {
                 print!("{}", config::DOCUMENTED);
                 Ok(())
@@ -169,7 +184,7 @@ impl Command {
                 let socket = settings.load()?.status.socket;
                 return block_on(nodes::status(&socket, *output));
             }
-            Self::Flanneld { .. } => unreachable!("flanneld has exit statuses of its own"),
+            Self::Flanneld { .. } | Self::Cni => unreachable!("these have exit statuses of their own"),
         };
         done.map(|()| ExitCode::SUCCESS)
     }

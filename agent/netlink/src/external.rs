@@ -115,7 +115,8 @@ impl Facts {
                 .map_err(|cause| Error::Pattern { pattern: pattern.clone(), cause: cause.to_string() })?;
             candidates.extend(self.by_pattern(&regex, &choice.families));
         }
-        candidates.extend(self.reach.map(|(link, source)| Candidate { link, fixed: fixed(source) }));
+        let reach = self.reach.filter(|_| choice.can_reach.is_some());
+        candidates.extend(reach.map(|(link, source)| Candidate { link, fixed: fixed(source) }));
         Ok(candidates)
     }
 

@@ -4,6 +4,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
+use futures::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use tokio::sync::Mutex;
+
 use crate::asked::Asked;
 use crate::batch::Batches;
 use crate::error::Error;
@@ -12,12 +19,6 @@ use crate::external::{self, InterfaceChoice};
 use crate::render::Request;
 use crate::run::{self, Report};
 use crate::{host, observe};
-use futures::StreamExt;
-use netlink_packet_route::RouteNetlinkMessage;
-use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
-use rtnetlink::Handle;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use tokio::sync::Mutex;
 
 /// A netlink socket in the network namespace in which it was opened.
 #[derive(Debug, Clone)]

@@ -26,6 +26,12 @@ pub enum Error {
         /// What nft printed.
         message: String,
     },
+    /// The kernel does not tell of changes.
+    #[error("listening to changes of nftables: {cause}")]
+    Watch {
+        /// Its word on it.
+        cause: io::Error,
+    },
     /// nft printed what we cannot read.
     #[error("nft {call} printed something unexpected: {message}")]
     Unreadable {
@@ -41,7 +47,7 @@ impl Error {
     pub fn recovery(&self) -> Recovery {
         match self {
             Self::Missing => Recovery::Fatal,
-            Self::Io { .. } => Recovery::Retry,
+            Self::Io { .. } | Self::Watch { .. } => Recovery::Retry,
             Self::Refused { .. } | Self::Unreadable { .. } => Recovery::Resync,
         }
     }

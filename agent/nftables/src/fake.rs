@@ -20,6 +20,8 @@ pub struct FakeNft {
     pub failures: u32,
     /// Fail this many of the coming listings.
     pub blindness: u32,
+    /// What `iptables-legacy -S FORWARD` prints, if there is such a table.
+    pub legacy: Option<String>,
     /// Every state that was visible between two transactions, oldest first, as table, set, key and value.
     pub history: Vec<Vec<[String; 4]>>,
 }
@@ -91,6 +93,10 @@ impl Nft for FakeNft {
         let Some((table, name)) = chain.rsplit_once(' ') else { return Ok(None) };
         let found = self.tables.get(table).and_then(|it| it.chains.get(name));
         Ok(found.map(|chain| json!({"nftables": chain.list(table, name)}).to_string()))
+    }
+
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
+        Ok(self.legacy.clone().filter(|_| !ipv6))
     }
 }
 

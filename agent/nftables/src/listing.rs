@@ -38,9 +38,7 @@ pub(crate) struct ListedChain {
     #[serde(default)]
     pub(crate) table: String,
     pub(crate) name: String,
-    /// `filter`, `nat` or `route`; absent if the chain hangs on no hook.
-    #[serde(rename = "type")]
-    pub(crate) kind: Option<String>,
+    /// Absent if the chain hangs on none.
     pub(crate) hook: Option<String>,
     pub(crate) policy: Option<String>,
 }

@@ -24,6 +24,9 @@ pub trait Nft {
     async fn list_chains(&mut self) -> Result<String, Error>;
     /// Lists a chain (`ip filter FORWARD`) with its rules as JSON; `None` if there is none.
     async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error>;
+    /// What `iptables-legacy -S FORWARD`, or ip6tables-legacy, prints, empty if it cannot be run; `None` if the kernel has
+    /// no such table.
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error>;
 }
 
 /// Runs the real `nft`, which must be on PATH, in the caller's network namespace. Wants CAP_NET_ADMIN.
@@ -63,6 +66,22 @@ impl Nft for NftProcess {
 
     async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error> {
         self.list(&["-j", "-t", "-a", "list", "chain"], chain).await
+    }
+
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
+        let (names, program) = match ipv6 {
+            false => ("/proc/thread-self/net/ip_tables_names", "iptables-legacy"),
+            true => ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"),
+        };
+        // Asking for the table makes it, hence the look whether it is there.
+        let names = std::fs::read_to_string(names).unwrap_or_default();
+        if !names.lines().any(|table| table == "filter") {
+            return Ok(None);
+        }
+        let output =
+            Command::new(program).args(["-w", "5", "-S", "FORWARD"]).stdin(Stdio::null()).output().await;
+        let listing = output.ok().filter(|it| it.status.success());
+        Ok(Some(listing.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default()))
     }
 }
 

@@ -41,6 +41,22 @@ pub(crate) const SERVICES: &str = "podway";
 /// The name of the pod network's table, of family inet.
 pub(crate) const NETWORK: &str = "podway-network";
 
+/// What of podway a table belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    Services,
+    Network,
+}
+
+/// Whose table that is, given as `ip podway`; `None` if it is not podway's.
+pub(crate) fn half_of(table: &str) -> Option<Half> {
+    match table.split_once(' ') {
+        Some(("ip" | "ip6", SERVICES)) => Some(Half::Services),
+        Some(("inet", NETWORK)) => Some(Half::Network),
+        _ => None,
+    }
+}
+
 /// The rules of one family's table of Services.
 pub(crate) fn services(family: Family, mark: u32) -> String {
     include_str!("schema/services.nft")

@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod namespace;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
+use namespace::{in_namespace, nft};
 use podway_nftables::{DEFAULT_MARK, Network, NetworkRows, NftProcess, Services};
 use podway_proxy::{Frontend, Hairpin, Masquerade, Pool, Protocol, Rows};
 
@@ -160,17 +161,4 @@ fn rows(endpoints: u8) -> Rows {
 
 fn net(text: &str) -> ipnet::IpNet {
     text.parse().unwrap()
-}
-
-fn nft(arguments: &str) -> String {
-    let output =
-        Command::new("nft").args(arguments.split(' ')).output().expect("needs nft: run cargo xtask setup");
-    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn in_namespace(test: impl Future<Output = ()>) {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .expect("needs root to make a network namespace: run cargo xtask test as root");
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
 }

@@ -184,7 +184,7 @@ impl Claimant {
             Self::OwnSubnet(net)
             | Self::PodNetwork(net)
             | Self::ServiceRange(net)
-            | Self::Host { net, .. } => *net,
+            | Self::Host { net, .. } => net.trunc(),
             Self::Node { address, .. } => IpNet::from(*address),
         }
     }

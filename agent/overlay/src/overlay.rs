@@ -14,11 +14,11 @@ use crate::observed::Observed;
 use crate::offload::{self, Breakage};
 use crate::ops::{self, Op};
 use crate::peer::{Reading, Vtep};
-use crate::plan::{Held, Masquerade, OverlayPlan, Rows, Way};
+use crate::plan::{Held, Masquerade, OverlayPlan, Path, Rows, Way};
 use crate::problem::{Problem, Reason};
 use crate::settings::{Backend, Offload, Peering, Settings, SettingsError};
 use crate::subnet_env::SubnetEnv;
-use crate::units::{Family, IfIndex, LinkName, PerFamily};
+use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 
 /// Every Node that was heard of, and the pod network that follows from them.
 ///
@@ -165,27 +165,32 @@ impl Overlay {
         Some(ops::rows(&wanted, &found))
     }
 
-    /// The peers that the next [`Self::changes`] concerns; `None` when it may be all of them.
+    /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
+    pub fn invalidate(&mut self) {
+        self.before = None;
+    }
+
+    /// The peers of which something may have to be written at the next [`Self::changes`]; `None` = any of them.
     pub fn touched(&self) -> Option<Vec<Arc<str>>> {
         self.before.as_ref().map(|before| before.keys().cloned().collect())
     }
 
-    /// The names of the peers, whether anything leads to them or not.
+    /// The names of all peers that are heard of.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
         self.readings.keys()
     }
 
-    /// How a peer is reached: one way for each family, none for those in which it is left out. `None` if there is no
-    /// such peer.
-    pub fn ways(&self, peer: &str) -> Option<Vec<&Way>> {
-        self.readings.get(peer)?;
-        let ways = self.standing.get(peer).map(|standing| standing.ways.iter().map(|(_, way)| way).collect());
-        Some(ways.unwrap_or_default())
+    /// How packets reach the pods of a peer; none for a family that has no place in the pod network.
+    pub fn path(&self, peer: &str) -> PerFamily<Option<Path>> {
+        match self.standing.get(peer) {
+            Some(standing) => PerFamily::from_fn(|family| standing.ways.get(family).as_ref().map(Path::of)),
+            None => PerFamily::default(),
+        }
     }
 
-    /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
-    pub fn invalidate(&mut self) {
-        self.before = None;
+    /// The MTU of the pods, once the interface is known.
+    pub fn pod_mtu(&self) -> Option<Mtu> {
+        Some(self.settings.inner_mtu(self.host.as_ref()?.external.mtu))
     }
 
     /// What is wrong with which Node, in the order of their names. Costs as much as there are problems.

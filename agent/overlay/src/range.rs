@@ -10,7 +10,7 @@ use crate::units::Family;
 ///
 /// Subnets are counted from the range's own network address: number 0 begins there. flannel leaves it out unless told
 /// otherwise, so the first one to be handed out is number 1 (flannel, pkg/subnet/config.go).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range {
     network: IpNet,
     subnet_len: u8,
@@ -190,6 +190,7 @@ fn six(address: IpAddr) -> &'static str {
     if address.is_ipv6() { "IPv6" } else { "" }
 }
 
+/// The address as a number.
 pub(crate) fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
@@ -197,6 +198,7 @@ pub(crate) fn bits(address: IpAddr) -> u128 {
     }
 }
 
+/// The number as an address.
 pub(crate) fn address(family: Family, bits: u128) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from(u32::try_from(bits).unwrap_or(u32::MAX)).into(),

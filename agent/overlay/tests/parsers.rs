@@ -120,7 +120,7 @@ fn net_conf() -> impl Strategy<Value = String> {
 
 fn address(family: Family, bits: u128) -> IpAddr {
     match family {
-        Family::V4 => Ipv4Addr::from((bits >> 96) as u32).into(),
+        Family::V4 => Ipv4Addr::from(u32::try_from(bits >> 96).unwrap()).into(),
         Family::V6 => Ipv6Addr::from(bits).into(),
     }
 }

@@ -203,10 +203,20 @@ fn n23_what_an_operator_should_know_is_noted() {
     ] {
         assert!(notes.iter().any(|note| note.contains(expected)), "{expected}: {notes:#?}");
     }
-    let docker = asked("172.16.0.0/12", 2000, 110);
-    let plans = plan_vpc(&docker).unwrap();
-    let notes = vpc_notes(&docker, &plans);
-    assert!(notes.iter().any(|note| matches!(note, VpcNote::Docker(_))), "{notes:?}");
+}
+
+#[test]
+fn n23_dockers_network_is_avoided_where_there_is_room_elsewhere() {
+    let request = VpcRequest { reserved: nets(&["172.16.0.0/16"]), ..asked("172.16.0.0/12", 500, 110) };
+    let plans = plan_vpc(&request).unwrap();
+    assert_eq!(vpc_notes(&request, &plans), []);
+    let plan = plans.v4.unwrap();
+    assert_eq!((plan.range.network(), plan.services), (net("172.20.0.0/14"), net("172.19.0.0/16")));
+    assert!(plan.free().contains(&net("172.17.0.0/16")));
+    let request = asked("172.17.0.0/16", 200, 110);
+    let plans = plan_vpc(&request).unwrap();
+    let notes = vpc_notes(&request, &plans);
+    assert!(notes.contains(&VpcNote::Docker(plans.v4.unwrap().range.network())), "{notes:?}");
 }
 
 fn request() -> impl Strategy<Value = VpcRequest> {
@@ -299,7 +309,7 @@ fn bits(address: IpAddr) -> u128 {
 
 fn address(family: Family, bits: u128) -> IpAddr {
     match family {
-        Family::V4 => Ipv4Addr::from((bits & u128::from(u32::MAX)) as u32).into(),
+        Family::V4 => Ipv4Addr::from(u32::try_from(bits & u128::from(u32::MAX)).unwrap()).into(),
         Family::V6 => Ipv6Addr::from(bits).into(),
     }
 }

@@ -35,11 +35,21 @@ pub enum Rules {
     Nftables,
 }
 
+/// Of which families pods have addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4, as in flannel's own manifest.
+    Ipv4,
+    /// IPv4 and IPv6.
+    Both,
+}
+
 /// A cluster over an API server whose controller manager gives Nodes their subnets; nodes run flannel or podway.
 #[derive(Debug)]
 pub struct FlannelCluster<'lab> {
     cluster: Cluster<'lab>,
     rules: Rules,
+    families: Families,
 }
 
 /// A node of such a cluster.
@@ -52,10 +62,10 @@ pub struct FlannelNode {
 
 impl<'lab> FlannelCluster<'lab> {
     /// A cluster without nodes.
-    pub fn open(lab: &'lab Lab, rules: Rules) -> Result<Self> {
+    pub fn open(lab: &'lab Lab, rules: Rules, families: Families) -> Result<Self> {
         let cluster = Cluster::over(lab, Source::Kube)?;
         cluster.control_plane().allocate_pod_cidrs()?;
-        Ok(Self { cluster, rules })
+        Ok(Self { cluster, rules, families })
     }
 
     /// The API server.
@@ -76,6 +86,7 @@ impl<'lab> FlannelCluster<'lab> {
                 serde_json::from_value(self.object(member.name())?["spec"]["podCIDRs"].clone())?;
             Ok::<_, anyhow::Error>(subnets)
         })?;
+        let subnets = subnets.into_iter().take(self.families.count()).collect();
         Ok(FlannelNode { member, subnets, next_pod: Cell::new(0) })
     }
 
@@ -99,7 +110,7 @@ impl<'lab> FlannelCluster<'lab> {
                 Ok(process)
             }
             Runner::PodwayRun => {
-                let ranges = POD_CIDRS.split(',').map(|range| format!("{range:?}")).collect::<Vec<_>>();
+                let ranges = self.ranges().iter().map(|range| format!("{range:?}")).collect::<Vec<_>>();
                 let settings = [
                     "services.enabled=false".to_owned(),
                     "network.interface=eth0".to_owned(),
@@ -142,15 +153,21 @@ impl<'lab> FlannelCluster<'lab> {
     }
 
     fn net_conf(&self) -> String {
-        let (v4, v6) = POD_CIDRS.split_once(',').unwrap_or((POD_CIDRS, ""));
-        let config = json!({
-            "Network": v4,
-            "EnableIPv6": true,
-            "IPv6Network": v6,
+        let mut config = json!({
+            "Network": self.ranges()[0],
             "EnableNFTables": self.rules == Rules::Nftables,
             "Backend": { "Type": "vxlan" },
         });
+        if let Some(range) = self.ranges().get(1) {
+            config["EnableIPv6"] = true.into();
+            config["IPv6Network"] = (*range).into();
+        }
         config.to_string()
+    }
+
+    /// The ranges of all pods, IPv4 first.
+    fn ranges(&self) -> Vec<&'static str> {
+        POD_CIDRS.split(',').take(self.families.count()).collect()
     }
 
     /// flannel's annotations of a Node, keys without the prefix.
@@ -166,6 +183,15 @@ impl<'lab> FlannelCluster<'lab> {
     /// The Node as the API server has it.
     pub fn object(&self, name: &str) -> Result<Value> {
         self.plane().get(&format!("/api/v1/nodes/{name}"))
+    }
+}
+
+impl Families {
+    fn count(self) -> usize {
+        match self {
+            Self::Ipv4 => 1,
+            Self::Both => 2,
+        }
     }
 }
 
@@ -207,15 +233,23 @@ impl FlannelNode {
             let mac = link["address"].as_str().context("a link without address")?;
             Ok(format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#))
         };
-        let annotations = [
+        let mut annotations = vec![
             ("backend-data", of("flannel.1")?),
             ("backend-type", "vxlan".to_owned()),
-            ("backend-v6-data", of("flannel-v6.1")?),
             ("kube-subnet-manager", "true".to_owned()),
             ("public-ip", self.ipv4().to_string()),
-            ("public-ipv6", self.ipv6().to_string()),
         ];
+        if self.subnets.len() > 1 {
+            annotations.push(("backend-v6-data", of("flannel-v6.1")?));
+            annotations.push(("public-ipv6", self.ipv6().to_string()));
+        }
         Ok(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    /// What `subnet.env` says now.
+    pub fn subnet_env(&self) -> Result<String> {
+        let path = self.subnet_file()?;
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 }
 

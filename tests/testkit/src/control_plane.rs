@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, PROXY_PORT, Request};
 use crate::binaries::reference;
+use crate::etcd::{ETCD_PORT, etcd};
 use crate::eventually::within;
 use crate::host::Host;
 use crate::process::Process;
@@ -26,7 +27,6 @@ pub const POD_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 /// Its host is 192.0.2.2 and 2001:db8::2 on every underlay.
 const NUMBER: u8 = 2;
 const API_PORT: u16 = 6443;
-const ETCD_PORT: u16 = 2379;
 
 /// Of the administrator, whose group is system:masters.
 const ADMIN_TOKEN: &str = "podway-testkit-admin";
@@ -172,15 +172,7 @@ impl ControlPlane {
 }
 
 fn start_etcd(host: &Host) -> Result<Process> {
-    let listen = format!("http://127.0.0.1:{ETCD_PORT},http://{}", host.ipv4_at(ETCD_PORT));
-    let command = host.command(reference("etcd")?).arg("--data-dir").arg(host.folder()?.join("etcd")).args([
-        "--unsafe-no-fsync",
-        "--log-level=warn",
-        "--listen-peer-urls=http://127.0.0.1:2380",
-        &format!("--listen-client-urls={listen}"),
-        &format!("--advertise-client-urls={listen}"),
-    ]);
-    command.start("etcd")
+    etcd(host, &format!("http://127.0.0.1:{ETCD_PORT},http://{}", host.ipv4_at(ETCD_PORT)))?.start("etcd")
 }
 
 /// The API server makes its own certificate, valid for its address; the certificate's key also signs the tokens of

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use crate::claim::{self, Claim};
 use crate::control_plane::ControlPlane;
 use crate::counter::Counter;
+use crate::etcd::Etcd;
 use crate::folder::Folder;
 use crate::host::Host;
 use crate::interrupt;
@@ -77,6 +78,16 @@ impl Lab {
     /// A real etcd and kube-apiserver on the underlay, with an empty cluster. One for each lab.
     pub fn control_plane(&self) -> Result<ControlPlane> {
         ControlPlane::start_new(&self.site)
+    }
+
+    /// A real etcd on the underlay, without an API server and without keys. One for each lab.
+    pub fn etcd(&self) -> Result<Etcd> {
+        Etcd::start_new(&self.site, false)
+    }
+
+    /// The same, with TLS and for clients with a certificate only.
+    pub fn etcd_with_tls(&self) -> Result<Etcd> {
+        Etcd::start_new(&self.site, true)
     }
 
     /// A folder for files, such as the manifests that a daemon with `source: directory` watches.

@@ -51,6 +51,7 @@ mod claim;
 mod command;
 mod control_plane;
 mod counter;
+mod etcd;
 mod eventually;
 mod folder;
 mod host;
@@ -69,6 +70,7 @@ pub use command::{Command, Output};
 
 pub use control_plane::{ControlPlane, POD_CIDRS, SERVICE_CIDRS};
 pub use counter::Counter;
+pub use etcd::{Etcd, EtcdKey, EtcdTls};
 pub use eventually::{eventually, within};
 pub use folder::Folder;
 pub use host::Host;

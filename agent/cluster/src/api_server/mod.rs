@@ -6,6 +6,8 @@ mod fold;
 mod follow;
 mod node_writer;
 mod pod;
+mod subnet_claims;
+mod subnet_objects;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +15,14 @@ use std::sync::Arc;
 
 use kube::Client;
 use kube::runtime::watcher;
+use podway_overlay::AssignPolicy;
 use tokio::sync::mpsc::Sender;
 
 use self::contact::Contact;
 use self::follow::{Closed, Followed, endpoint_slices, follow, nodes, services};
 pub use self::node_writer::NodeWriter;
 pub use self::pod::node_of_pod;
+pub use self::subnet_claims::{AssignError, SubnetClaims};
 use crate::{Error, Event, KubeConfig, Wanted, manifest};
 
 /// A configured API server.
@@ -38,6 +42,10 @@ impl ApiServer {
 
     pub(crate) fn node_writer(&self) -> NodeWriter {
         NodeWriter::new(self.client.clone())
+    }
+
+    pub(crate) fn subnet_claims(&self, policy: AssignPolicy) -> SubnetClaims {
+        SubnetClaims::new(self.client.clone(), policy)
     }
 
     /// Follows what is wanted until nobody listens any more.

@@ -27,12 +27,12 @@ pub(super) fn write(path: &Path, content: &str) -> Result<()> {
 }
 
 /// Removes the file, if podway's links show that it runs the pod network here; a flannel beside a podway that only
-/// runs Services keeps its own (contract S22). To be called before the links go.
+/// runs Services, or that was given the node back, keeps its own (contract S22). To be called before the links go.
 pub(crate) async fn remove(config: &Config) -> Result<()> {
     let path = &config.network.subnet_file;
     let names = Overlay::new(overlay_settings(config)?)?.link_names();
     let observed = Netlink::open()?.observe(&names).await?;
-    if !observed.links.values().any(|link| link.ours) {
+    if !observed.links.iter().any(|(name, link)| link.ours && !observed.is_flannels_again(name)) {
         return Ok(());
     }
     match fs::remove_file(path) {

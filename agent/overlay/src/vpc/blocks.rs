@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::overlaps::overlap;
+use crate::units::Family;
 
 /// What is left of `whole` without `taken`: the largest blocks there are, lowest address first. Nothing overlaps
 /// another, `taken` may.
@@ -28,12 +29,18 @@ pub(crate) fn best_fit(blocks: &[IpNet], prefix_len: u8) -> Option<IpNet> {
     IpNet::new(block.addr(), prefix_len).ok()
 }
 
-/// The last network of this prefix length in a block that holds one.
-pub(crate) fn last(block: &IpNet, prefix_len: u8) -> Option<IpNet> {
+/// A network of this prefix length near the end of a block that holds one: the last one, with IPv6 the first one of
+/// the last /64, which can be read.
+pub(crate) fn near_end(block: &IpNet, prefix_len: u8) -> Option<IpNet> {
     if block.prefix_len() > prefix_len {
         return None;
     }
-    Some(IpNet::new(block.broadcast(), prefix_len).ok()?.trunc())
+    let within = match Family::of(block) {
+        Family::V4 => prefix_len,
+        Family::V6 => prefix_len.min(64).max(block.prefix_len()),
+    };
+    let last = IpNet::new(block.broadcast(), within).ok()?.trunc();
+    IpNet::new(last.addr(), prefix_len).ok()
 }
 
 /// The widest network around `net` that lies in `whole` and overlaps nothing that is taken.
@@ -74,8 +81,10 @@ mod tests {
         assert_eq!(best_fit(&blocks, 18), Some(net("10.12.0.0/18")));
         assert_eq!(best_fit(&blocks, 15), Some(net("10.0.0.0/15")));
         assert_eq!(best_fit(&blocks, 13), None);
-        assert_eq!(last(&blocks[0], 16), Some(net("10.3.0.0/16")));
-        assert_eq!(last(&blocks[1], 15), None);
+        assert_eq!(near_end(&blocks[0], 16), Some(net("10.3.0.0/16")));
+        assert_eq!(near_end(&blocks[1], 15), None);
+        assert_eq!(near_end(&net("fd00::/48"), 112), Some(net("fd00:0:0:ffff::/112")));
+        assert_eq!(near_end(&net("fd00::/80"), 112), Some(net("fd00::/112")));
     }
 
     #[test]

@@ -6,11 +6,12 @@ mod search;
 mod shortfall;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::range::Range;
-use crate::units::PerFamily;
+use crate::range::{self, Range};
+use crate::units::{Family, PerFamily};
 
 pub use note::{VpcNote, vpc_notes};
 use search::Search;
@@ -19,6 +20,9 @@ pub use shortfall::Shortfall;
 /// What a node's subnet cannot give to pods: its network address, which the VXLAN device has, the gateway, and the
 /// broadcast address. IPv6 is counted alike.
 const NOT_FOR_PODS: u128 = 3;
+
+/// The bridge that Docker makes on every machine unless it is told otherwise.
+const DOCKER: &str = "172.17.0.0/16";
 
 /// What a cluster needs, and what it may take it from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +92,8 @@ pub enum VpcError {
 /// A node's subnet is as small as its pods allow (IPv6: a /64 if that fits, else a /80, /96, /112). The pod network
 /// holds `growth` times the nodes, the Service range `growth` times the Services (IPv6: at least a /112), or as much
 /// of that as there is room for, Services giving way first. The pod network goes to the smallest free block that holds
-/// it, the Service range where it hinders the pod network least in being widened.
+/// it, the Service range where it hinders the pod network least in being widened, and neither to Docker's own network
+/// if there is as much room elsewhere.
 ///
 /// # Errors
 /// See [`VpcError`]; the first family that does not fit is named.
@@ -105,8 +110,16 @@ pub fn plan_vpc(request: &VpcRequest) -> Result<PerFamily<Option<VpcPlan>>, VpcE
     if request.vpc.iter().next().is_none() {
         return Err(VpcError::NoVpc);
     }
-    let plan = |vpc: &Option<IpNet>| vpc.map(|vpc| Search::new(request, vpc).plan()).transpose();
+    let plan = |vpc: &Option<IpNet>| vpc.map(|vpc| plan_family(request, vpc)).transpose();
     Ok(PerFamily { v4: plan(&request.vpc.v4)?, v6: plan(&request.vpc.v6)? })
+}
+
+/// Around Docker's bridge, if that costs nothing.
+fn plan_family(request: &VpcRequest, vpc: IpNet) -> Result<VpcPlan, VpcError> {
+    let plan = Search::new(request, vpc, &[]).plan()?;
+    let docker: Vec<IpNet> = DOCKER.parse().into_iter().collect();
+    let around = Search::new(request, vpc, &docker).plan();
+    Ok(around.ok().filter(|around| around.room() == plan.room()).unwrap_or(plan))
 }
 
 impl VpcPlan {
@@ -123,13 +136,14 @@ impl VpcPlan {
     }
 
     /// Other node subnets that the same pod network could be cut into and still hold these nodes and pods, smallest
-    /// subnets first.
+    /// subnets first. Of IPv6 those of /64, /80, /96 and /112.
     pub fn other_cuts(&self, nodes: u64, pods_per_node: u64) -> Vec<Range> {
         let network = self.range.network();
         let most = network.max_prefix_len() - 2;
         (network.prefix_len() + 2..=most)
             .rev()
             .filter(|len| *len != self.range.subnet_len())
+            .filter(|len| self.range.family() == Family::V4 || [64, 80, 96, 112].contains(len))
             .filter_map(|len| Range::new(network, Some(len), None, None).ok())
             .filter(|range| {
                 let room = room(range);
@@ -138,11 +152,25 @@ impl VpcPlan {
             .collect()
     }
 
+    /// The address that the API server's own Service `kubernetes` gets: the first one.
+    pub fn api_server(&self) -> IpAddr {
+        self.service(1)
+    }
+
+    /// The address that kubeadm, and most after it, give to DNS: the tenth one.
+    pub fn dns(&self) -> IpAddr {
+        self.service(10)
+    }
+
     /// What of the VPC nobody has, lowest address first.
     pub fn free(&self) -> Vec<IpNet> {
         let mut taken = self.taken_beside_pods();
         taken.push(self.range.network());
         blocks::free(self.vpc, &taken)
+    }
+
+    fn service(&self, number: u128) -> IpAddr {
+        range::address(self.range.family(), range::bits(self.services.addr()) + number)
     }
 
     fn taken_beside_pods(&self) -> Vec<IpNet> {

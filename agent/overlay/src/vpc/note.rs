@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::{VpcPlan, VpcRequest};
+use super::{DOCKER, VpcPlan, VpcRequest};
 use crate::overlaps::overlap;
 use crate::units::{Family, PerFamily};
 
@@ -24,9 +24,6 @@ const PRIVATE: [&str; 9] = [
     "203.0.113.0/24",
     "2001:db8::/32",
 ];
-
-/// The bridge that Docker makes on every machine unless it is told otherwise.
-const DOCKER: &str = "172.17.0.0/16";
 
 /// Something worth knowing about a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,8 +172,8 @@ impl fmt::Display for VpcNote {
             }
             Self::Docker(net) => write!(
                 f,
-                "{net} overlaps {DOCKER}, the bridge that Docker makes by default: reserve {DOCKER} if a node runs \
-                 Docker"
+                "{net} overlaps {DOCKER}, the bridge that Docker makes by default, as there is no room elsewhere: on \
+                 nodes with Docker give that another range"
             ),
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct Search {
     pub(super) asked: Room,
     pub(super) growth: u128,
     pub(super) reserved: Vec<IpNet>,
+    /// What is reserved and what is only to be avoided.
+    taken: Vec<IpNet>,
     pub(super) free: Vec<IpNet>,
 }
 
@@ -36,7 +38,7 @@ pub(super) struct Bits {
 }
 
 impl Search {
-    pub(super) fn new(request: &VpcRequest, vpc: IpNet) -> Self {
+    pub(super) fn new(request: &VpcRequest, vpc: IpNet, avoided: &[IpNet]) -> Self {
         let vpc = vpc.trunc();
         let reserved = outermost(request.reserved.iter().map(IpNet::trunc).filter(|net| overlap(net, &vpc)));
         let asked = Room {
@@ -44,7 +46,8 @@ impl Search {
             pods_per_node: request.pods_per_node.into(),
             services: request.services.into(),
         };
-        Self { vpc, asked, growth: request.growth.into(), free: blocks::free(vpc, &reserved), reserved }
+        let taken: Vec<IpNet> = reserved.iter().chain(avoided).copied().collect();
+        Self { vpc, asked, growth: request.growth.into(), free: blocks::free(vpc, &taken), reserved, taken }
     }
 
     pub(super) fn plan(&self) -> Result<VpcPlan, VpcError> {
@@ -72,7 +75,8 @@ impl Search {
         let nodes = node_bits(self.asked.nodes.saturating_mul(self.growth));
         let services = service_bits(self.family(), self.asked.services.saturating_mul(self.growth));
         let services = services.min(MOST_SERVICE_BITS);
-        let usual: &[u8] = match self.family() {
+        let family = self.family();
+        let usual: &[u8] = match family {
             Family::V4 => &[],
             Family::V6 => &[64, 48, 32, 16],
         };
@@ -81,7 +85,8 @@ impl Search {
         let whole = subnets.clone().into_iter().map(move |subnet| Bits { subnet, nodes, services });
         let less = subnets.into_iter().flat_map(move |subnet| {
             (least.nodes..=nodes).rev().flat_map(move |nodes| {
-                (least.services..=services).rev().map(move |services| Bits { subnet, nodes, services })
+                let services = service_sizes(family, least.services, services);
+                services.map(move |services| Bits { subnet, nodes, services })
             })
         });
         whole.chain(less)
@@ -96,7 +101,7 @@ impl Search {
         let services_len = prefix_len(family, bits.services)?;
         let services = blocks::free(self.vpc, &self.with(&[network]))
             .iter()
-            .filter_map(|block| Some((block.prefix_len(), blocks::last(block, services_len)?)))
+            .filter_map(|block| Some((block.prefix_len(), blocks::near_end(block, services_len)?)))
             .min_by_key(|(block_len, services)| {
                 let widest = blocks::widest(network, &self.vpc, &self.with(&[*services]));
                 (widest.prefix_len(), u8::MAX - block_len, Reverse(*services))
@@ -106,7 +111,7 @@ impl Search {
     }
 
     fn with(&self, taken: &[IpNet]) -> Vec<IpNet> {
-        self.reserved.iter().chain(taken).copied().collect()
+        self.taken.iter().chain(taken).copied().collect()
     }
 
     pub(super) fn family(&self) -> Family {
@@ -134,6 +139,11 @@ fn service_bits(family: Family, services: u128) -> u8 {
         Family::V6 if bits <= 16 => 16,
         Family::V6 => bits.max(MOST_SERVICE_BITS),
     }
+}
+
+/// Sizes of a Service range in address bits, largest first. What with IPv6 lies between /112 and /108 is no size.
+pub(super) fn service_sizes(family: Family, least: u8, most: u8) -> impl Iterator<Item = u8> {
+    (least..=most).rev().filter(move |bits| family == Family::V4 || !(17..MOST_SERVICE_BITS).contains(bits))
 }
 
 /// The address bits that hold this many addresses.

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::Room;
-use super::search::{Bits, LEAST_SERVICE_BITS, Search, prefix_len};
+use super::search::{Bits, LEAST_SERVICE_BITS, Search, prefix_len, service_sizes};
 
 /// A VPC range that is too small, and what it does hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +29,8 @@ impl Shortfall {
         let most = search.family().host_prefix();
         let fewer_nodes = (2..least.nodes).rev().map(|nodes| Bits { nodes, ..least });
         let fewer_pods = (2..least.subnet).rev().map(|subnet| Bits { subnet, ..least });
-        let fewer_services =
-            (LEAST_SERVICE_BITS..least.services).rev().map(|services| Bits { services, ..least });
+        let fewer_services = service_sizes(search.family(), LEAST_SERVICE_BITS, least.services - 1)
+            .map(|services| Bits { services, ..least });
         let fits =
             [largest(search, fewer_nodes), largest(search, fewer_pods), largest(search, fewer_services)];
         Self {
