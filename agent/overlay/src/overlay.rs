@@ -14,11 +14,11 @@ use crate::observed::Observed;
 use crate::offload::{self, Breakage};
 use crate::ops::{self, Op};
 use crate::peer::{Reading, Vtep};
-use crate::plan::{Held, Masquerade, OverlayPlan, Rows, Way};
+use crate::plan::{Held, Masquerade, OverlayPlan, Path, Rows, Way};
 use crate::problem::{Problem, Reason};
 use crate::settings::{Backend, Offload, Peering, Settings, SettingsError};
 use crate::subnet_env::SubnetEnv;
-use crate::units::{Family, IfIndex, LinkName, PerFamily};
+use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 
 /// Every Node that was heard of, and the pod network that follows from them.
 ///
@@ -165,6 +165,29 @@ impl Overlay {
         Some(ops::rows(&wanted, &found))
     }
 
+    /// The peers that the next [`Self::changes`] concerns; `None` when it may be all of them.
+    pub fn touched(&self) -> Option<Vec<Arc<str>>> {
+        self.before.as_ref().map(|before| before.keys().cloned().collect())
+    }
+
+    /// The names of the peers, whether anything leads to them or not.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.readings.keys()
+    }
+
+    /// How packets reach the pods of a peer; none for a family that has no place in the pod network.
+    pub fn path(&self, peer: &str) -> PerFamily<Option<Path>> {
+        match self.standing.get(peer) {
+            Some(standing) => PerFamily::from_fn(|family| standing.ways.get(family).as_ref().map(Path::of)),
+            None => PerFamily::default(),
+        }
+    }
+
+    /// The MTU of the pods, once the interface is known.
+    pub fn pod_mtu(&self) -> Option<Mtu> {
+        Some(self.settings.inner_mtu(self.host.as_ref()?.external.mtu))
+    }
+
     /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
     pub fn invalidate(&mut self) {
         self.before = None;
@@ -226,14 +249,19 @@ impl Overlay {
         Some(SubnetEnv::new(&self.settings, &self.local.subnets, mtu, ip_masq))
     }
 
-    /// Works out this machine's own part anew; if it differs, every peer is judged again.
+    /// Works out this machine's own part anew; if more of it differs than what is wrong with it, every peer is judged
+    /// again.
     fn relocate(&mut self) {
         let local = Local::of(&self.settings, &self.names, self.host.as_ref(), self.own.as_ref());
         if local == self.local {
             return;
         }
         note_faults(&mut self.faults, &self.settings.node, local.reasons.iter());
+        let same = (&local.subnets, &local.bases) == (&self.local.subnets, &self.local.bases);
         self.local = local;
+        if same {
+            return;
+        }
         self.before = None;
         let names: Vec<_> = self.readings.keys().cloned().collect();
         names.iter().for_each(|name| self.judge(name));

@@ -111,6 +111,26 @@ pub(crate) enum Way {
     Direct { subnet: IpNet, link: LinkName, via: IpAddr },
 }
 
+/// How packets reach the pods of a peer, to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// The peer's pod subnet.
+    pub subnet: IpNet,
+    /// The peer's address.
+    pub underlay: IpAddr,
+    /// The peer's VTEP MAC; `None` where packets go as they are.
+    pub mac: Option<Mac>,
+}
+
+impl Path {
+    pub(crate) fn of(way: &Way) -> Self {
+        match *way {
+            Way::Vxlan { subnet, mac, underlay, .. } => Self { subnet, underlay, mac: Some(mac) },
+            Way::Direct { subnet, via, .. } => Self { subnet, underlay: via, mac: None },
+        }
+    }
+}
+
 /// What the rules that masquerade pod traffic must know (contract N10).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Masquerade {

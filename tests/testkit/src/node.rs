@@ -55,6 +55,17 @@ impl Node {
         Ok(Pod { host, node: self.host.clone() })
     }
 
+    /// Adds a pod without a network, as it is before a container runtime calls the CNI plugin: a namespace that has its
+    /// loopback device alone. Its path is `/run/netns/` with [`Host::netns`].
+    pub fn sandbox(&self, name: &str) -> Result<Host> {
+        let site = &self.host.site;
+        let _standing = site.standing()?;
+        let namespace = site.namespace(name)?;
+        let cgroup = self.host.cgroup.join(name);
+        cgroup::create(&cgroup)?;
+        Ok(Host { site: site.clone(), name: name.to_owned(), namespace, cgroup, addresses: Vec::new() })
+    }
+
     /// Removes the node and its pods, with everything that runs there. The handles of its pods are of no use then.
     pub fn remove(self) -> Result<()> {
         let Host { site, name, namespace, cgroup, .. } = self.host;
