@@ -48,7 +48,7 @@ pub enum Regarding {
         /// Its uid; empty where it is not known: then `kubectl describe` does not show the Event.
         uid: Arc<str>,
     },
-    /// A Service.
+    /// A Service. Its uid is not known, so that `kubectl events --for` shows the Event, and `kubectl describe` does not.
     Service(ObjectName),
 }
 
