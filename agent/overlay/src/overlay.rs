@@ -165,6 +165,24 @@ impl Overlay {
         Some(ops::rows(&wanted, &found))
     }
 
+    /// The peers that the next [`Self::changes`] concerns; `None` when it may be all of them.
+    pub fn touched(&self) -> Option<Vec<Arc<str>>> {
+        self.before.as_ref().map(|before| before.keys().cloned().collect())
+    }
+
+    /// The names of the peers, whether anything leads to them or not.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.readings.keys()
+    }
+
+    /// How a peer is reached: one way for each family, none for those in which it is left out. `None` if there is no
+    /// such peer.
+    pub fn ways(&self, peer: &str) -> Option<Vec<&Way>> {
+        self.readings.get(peer)?;
+        let ways = self.standing.get(peer).map(|standing| standing.ways.iter().map(|(_, way)| way).collect());
+        Some(ways.unwrap_or_default())
+    }
+
     /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
     pub fn invalidate(&mut self) {
         self.before = None;
@@ -226,14 +244,19 @@ impl Overlay {
         Some(SubnetEnv::new(&self.settings, &self.local.subnets, mtu, ip_masq))
     }
 
-    /// Works out this machine's own part anew; if it differs, every peer is judged again.
+    /// Works out this machine's own part anew; if more of it differs than what is wrong with it, every peer is judged
+    /// again.
     fn relocate(&mut self) {
         let local = Local::of(&self.settings, &self.names, self.host.as_ref(), self.own.as_ref());
         if local == self.local {
             return;
         }
         note_faults(&mut self.faults, &self.settings.node, local.reasons.iter());
+        let same = (&local.subnets, &local.bases) == (&self.local.subnets, &self.local.bases);
         self.local = local;
+        if same {
+            return;
+        }
         self.before = None;
         let names: Vec<_> = self.readings.keys().cloned().collect();
         names.iter().for_each(|name| self.judge(name));

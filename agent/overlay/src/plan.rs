@@ -104,11 +104,27 @@ pub struct Route {
 
 /// How a peer's pods of one family are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// In VXLAN packets.
-    Vxlan { subnet: IpNet, link: LinkName, mac: Mac, underlay: IpAddr },
+    Vxlan {
+        /// The peer's subnet.
+        subnet: IpNet,
+        /// The VXLAN link.
+        link: LinkName,
+        /// The peer's VTEP MAC.
+        mac: Mac,
+        /// The address that the packets are sent to.
+        underlay: IpAddr,
+    },
     /// By a plain route: the peer is a neighbour.
-    Direct { subnet: IpNet, link: LinkName, via: IpAddr },
+    Direct {
+        /// The peer's subnet.
+        subnet: IpNet,
+        /// The external interface.
+        link: LinkName,
+        /// The peer's address.
+        via: IpAddr,
+    },
 }
 
 /// What the rules that masquerade pod traffic must know (contract N10).

@@ -10,7 +10,7 @@ use crate::units::Family;
 ///
 /// Subnets are counted from the range's own network address: number 0 begins there. flannel leaves it out unless told
 /// otherwise, so the first one to be handed out is number 1 (flannel, pkg/subnet/config.go).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range {
     network: IpNet,
     subnet_len: u8,

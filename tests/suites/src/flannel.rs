@@ -1,19 +1,25 @@
 //! flannel and podway in one cluster: the real flanneld, and podway in its place.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::ops::Deref;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 use podway_testkit::{
-    Command, ControlPlane, Lab, POD_CIDRS, Pod, Process, binary, manifests, reference, within,
+    Command, ControlPlane, Etcd, EtcdKey, Lab, POD_CIDRS, Pod, Process, binary, manifests, reference, within,
 };
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Dataplane, Member, Source};
 use crate::traffic::SOON;
+
+/// What flannel's keys in etcd begin with.
+const PREFIX: &str = "/coreos.com/network";
 
 /// Who runs the pod network of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +50,21 @@ pub enum Families {
     Both,
 }
 
-/// A cluster over an API server whose controller manager gives Nodes their subnets; nodes run flannel or podway.
+/// Where nodes have their subnets from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subnets {
+    /// From an API server, whose controller manager gives them to Nodes.
+    Kube,
+    /// From etcd, by leases.
+    Etcd,
+}
+
+/// A cluster whose nodes run flannel or podway.
 #[derive(Debug)]
 pub struct FlannelCluster<'lab> {
     cluster: Cluster<'lab>,
+    /// Where subnets are leased, unless Nodes have them.
+    etcd: Option<Etcd>,
     rules: Rules,
     families: Families,
 }
@@ -56,16 +73,33 @@ pub struct FlannelCluster<'lab> {
 #[derive(Debug)]
 pub struct FlannelNode {
     member: Member,
-    subnets: Vec<IpNet>,
+    subnets: RefCell<Vec<IpNet>>,
     next_pod: Cell<usize>,
 }
 
 impl<'lab> FlannelCluster<'lab> {
-    /// A cluster without nodes.
+    /// A cluster without nodes over an API server.
     pub fn open(lab: &'lab Lab, rules: Rules, families: Families) -> Result<Self> {
         let cluster = Cluster::over(lab, Source::Kube)?;
         cluster.control_plane().allocate_pod_cidrs()?;
-        Ok(Self { cluster, rules, families })
+        Ok(Self { cluster, etcd: None, rules, families })
+    }
+
+    /// A cluster without nodes over etcd alone.
+    pub fn over_etcd(lab: &'lab Lab, rules: Rules, families: Families) -> Result<Self> {
+        let etcd = lab.etcd()?;
+        let cluster = Cluster::over(lab, Source::Directory)?;
+        let leased = Self { cluster, etcd: None, rules, families };
+        etcd.put(&format!("{PREFIX}/config"), &leased.net_conf())?;
+        Ok(Self { etcd: Some(etcd), ..leased })
+    }
+
+    /// Over either.
+    pub fn over(lab: &'lab Lab, subnets: Subnets, rules: Rules) -> Result<Self> {
+        match subnets {
+            Subnets::Kube => Self::open(lab, rules, Families::Both),
+            Subnets::Etcd => Self::over_etcd(lab, rules, Families::Both),
+        }
     }
 
     /// The API server.
@@ -73,31 +107,48 @@ impl<'lab> FlannelCluster<'lab> {
         self.cluster.control_plane()
     }
 
-    /// Registers `node-NUMBER` as its kubelet does, and waits for its subnets.
+    /// Raises `node-NUMBER`. With an API server it is registered as its kubelet does it, and has its subnets.
     pub fn node(&self, number: u8) -> Result<FlannelNode> {
         let member = self.cluster.unpublished_member(number)?;
-        // flanneld 0.28.4 panics on a Node without any annotation; a kubelet always writes this one.
-        let annotation = "/metadata/annotations/volumes.kubernetes.io~1controller-managed-attach-detach";
-        let node = manifests::node(member.name()).internal_ips(member.addresses()).set(annotation, "true");
-        self.cluster.publish(member.name(), node)?;
-        let what = format!("subnets of {}", member.name());
-        let subnets = within(2 * SOON, &what, || {
-            let subnets: Vec<IpNet> =
-                serde_json::from_value(self.object(member.name())?["spec"]["podCIDRs"].clone())?;
-            Ok::<_, anyhow::Error>(subnets)
-        })?;
-        let subnets = subnets.into_iter().take(self.families.count()).collect();
-        Ok(FlannelNode { member, subnets, next_pod: Cell::new(0) })
+        let node = FlannelNode { member, subnets: RefCell::default(), next_pod: Cell::new(0) };
+        if self.etcd.is_none() {
+            self.register(&node)?;
+        }
+        Ok(node)
     }
 
-    /// Deletes the Node, and removes the machine with all that runs there.
+    fn register(&self, node: &FlannelNode) -> Result<()> {
+        // flanneld 0.28.4 panics on a Node without any annotation; a kubelet always writes this one.
+        let annotation = "/metadata/annotations/volumes.kubernetes.io~1controller-managed-attach-detach";
+        let object = manifests::node(node.name()).internal_ips(node.addresses()).set(annotation, "true");
+        self.cluster.publish(node.name(), object)?;
+        let subnets = within(2 * SOON, &format!("subnets of {}", node.name()), || {
+            let subnets = self.object(node.name())?["spec"]["podCIDRs"].take();
+            Ok::<Vec<IpNet>, anyhow::Error>(serde_json::from_value(subnets)?)
+        })?;
+        node.subnets.replace(subnets.into_iter().take(self.families.count()).collect());
+        Ok(())
+    }
+
+    /// Removes the machine with all that runs there, and deletes its Node, or its lease as if that had run out.
     pub fn leave(&self, node: FlannelNode) -> Result<()> {
-        self.cluster.withdraw(node.name())?;
+        match &self.etcd {
+            None => self.cluster.withdraw(node.name())?,
+            Some(etcd) => etcd.delete(&self.lease(&node)?.key)?,
+        }
         node.member.into_node().remove()
     }
 
     /// Starts who is to run the pod network, and returns when it stands.
     pub fn run(&self, node: &FlannelNode, runner: Runner) -> Result<Process> {
+        let process = self.start(node, runner)?;
+        if self.etcd.is_some() {
+            node.subnets.replace(within(2 * SOON, "a subnet in subnet.env", || node.leased_subnets())?);
+        }
+        Ok(process)
+    }
+
+    fn start(&self, node: &FlannelNode, runner: Runner) -> Result<Process> {
         match runner {
             Runner::Flanneld => {
                 let process = self.line(node, reference("flanneld")?)?.start("flanneld")?;
@@ -111,11 +162,13 @@ impl<'lab> FlannelCluster<'lab> {
             }
             Runner::PodwayRun => {
                 let ranges = self.ranges().iter().map(|range| format!("{range:?}")).collect::<Vec<_>>();
-                let settings = [
+                let mut settings = vec![
                     "services.enabled=false".to_owned(),
                     "network.interface=eth0".to_owned(),
                     format!("network.podNetworks=[{}]", ranges.join(",")),
                 ];
+                settings
+                    .extend(self.etcd.iter().map(|etcd| format!("network.etcd.endpoints=[{}]", etcd.url())));
                 let settings = settings.iter().flat_map(|setting| ["--set", setting]);
                 let command = node.podway_command("run", Dataplane::Nftables)?.args(settings);
                 let process = command.start("podway")?;
@@ -127,28 +180,43 @@ impl<'lab> FlannelCluster<'lab> {
 
     /// podway by flannel's command line, and what several on one machine must have for themselves.
     pub fn podway_flanneld(&self, node: &FlannelNode) -> Result<Command> {
-        let link = node.folder()?.join("flanneld");
-        if !link.exists() {
-            std::os::unix::fs::symlink(binary("podway")?, &link)?;
-        }
-        let command = self.line(node, link)?;
+        self.podway_line(node, node.flanneld_link()?)
+    }
+
+    /// The same as a container that is not privileged has it: `/proc/sys` can only be read, and there are no
+    /// capabilities but those of flannel's manifest.
+    pub fn confined_podway_flanneld(&self, node: &FlannelNode) -> Result<Command> {
+        let (link, script) = (node.flanneld_link()?, node.folder()?.join("confined"));
+        let confined = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+                        exec setpriv --bounding-set=-all,+net_admin,+net_raw \"$@\"";
+        let text =
+            format!("#!/bin/sh\nexec unshare --mount sh -c '{confined}' sh {} \"$@\"\n", link.display());
+        fs::write(&script, text).with_context(|| format!("write {}", script.display()))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        self.podway_line(node, script)
+    }
+
+    fn podway_line(&self, node: &FlannelNode, program: impl AsRef<OsStr>) -> Result<Command> {
+        let command = self.line(node, program)?;
         Ok(command
             .env("PODWAY_STATUS_SOCKET", node.folder()?.join("podway.sock"))
             .env("PODWAY_MACHINE_ID_FILE", node.machine_id_file()?)
             .env("PODWAY_LOG_LEVEL", "debug"))
     }
 
-    /// The line of flannel's own manifest, with the API server and files of this lab.
-    fn line(&self, node: &FlannelNode, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+    /// The line of flannel's own manifest, or for etcd, with the servers and files of this lab.
+    fn line(&self, node: &FlannelNode, program: impl AsRef<OsStr>) -> Result<Command> {
+        let subnet_file = format!("--subnet-file={}", node.subnet_file()?.display());
+        let command = node.command(program).args(["--ip-masq", "--iface=eth0", &subnet_file]);
+        if let Some(etcd) = &self.etcd {
+            return Ok(command.arg(format!("--etcd-endpoints={}", etcd.url())));
+        }
         let config = node.folder()?.join("net-conf.json");
         fs::write(&config, self.net_conf()).with_context(|| format!("write {}", config.display()))?;
-        Ok(node.command(program).env("NODE_NAME", node.name()).args([
-            "--ip-masq".to_owned(),
+        Ok(command.env("NODE_NAME", node.name()).args([
             "--kube-subnet-mgr".to_owned(),
-            "--iface=eth0".to_owned(),
             format!("--kubeconfig-file={}", self.plane().kubeconfig().display()),
             format!("--net-config-path={}", config.display()),
-            format!("--subnet-file={}", node.subnet_file()?.display()),
         ]))
     }
 
@@ -170,14 +238,63 @@ impl<'lab> FlannelCluster<'lab> {
         POD_CIDRS.split(',').take(self.families.count()).collect()
     }
 
-    /// flannel's annotations of a Node, keys without the prefix.
-    pub fn annotations(&self, name: &str) -> Result<BTreeMap<String, String>> {
-        let node = self.object(name)?;
-        let annotations = node["metadata"]["annotations"].as_object().context("no annotations")?;
+    /// What a node tells its peers: flannel's annotations, keys without the prefix, or the value of its lease.
+    pub fn announced(&self, node: &FlannelNode) -> Result<BTreeMap<String, String>> {
+        if self.etcd.is_some() {
+            return Ok([("lease".to_owned(), self.lease(node)?.value)].into());
+        }
+        let object = self.object(node.name())?;
+        let annotations = object["metadata"]["annotations"].as_object().context("no annotations")?;
         let flannels = annotations.iter().filter_map(|(key, value)| {
             Some((key.strip_prefix("flannel.alpha.coreos.com/")?.to_owned(), value.as_str()?.to_owned()))
         });
         Ok(flannels.collect())
+    }
+
+    /// What flannel would tell of the links that stand on a node, byte for byte.
+    pub fn expected(&self, node: &FlannelNode) -> Result<BTreeMap<String, String>> {
+        let vtep = |link: &str| -> Result<String> {
+            let link = node.link(link)?;
+            let mac = link["address"].as_str().context("a link without address")?;
+            Ok(format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#))
+        };
+        let both = self.families == Families::Both;
+        let v6 = if both { Some((node.ipv6(), vtep("flannel-v6.1")?)) } else { None };
+        let (public_ip, v4) = (node.ipv4(), vtep("flannel.1")?);
+        let mut told = BTreeMap::new();
+        if self.etcd.is_some() {
+            let (public_v6, data_v6) = match v6 {
+                Some((address, data)) => (format!("\"{address}\""), format!(r#","BackendV6Data":{data}"#)),
+                None => ("null".to_owned(), String::new()),
+            };
+            told.insert("lease".to_owned(), format!(
+                r#"{{"PublicIP":"{public_ip}","PublicIPv6":{public_v6},"BackendType":"vxlan","BackendData":{v4}{data_v6}}}"#
+            ));
+            return Ok(told);
+        }
+        let mut tell = |key: &str, value: String| drop(told.insert(key.to_owned(), value));
+        tell("backend-data", v4);
+        tell("backend-type", "vxlan".to_owned());
+        tell("kube-subnet-manager", "true".to_owned());
+        tell("public-ip", public_ip.to_string());
+        if let Some((address, data)) = v6 {
+            tell("backend-v6-data", data);
+            tell("public-ipv6", address.to_string());
+        }
+        Ok(told)
+    }
+
+    /// The lease of a node's subnets.
+    fn lease(&self, node: &FlannelNode) -> Result<EtcdKey> {
+        let etcd = self.etcd.as_ref().context("subnets are not leased")?;
+        let subnets = node.subnets();
+        let subnet = subnets.first().context("no subnet yet")?;
+        let beginning = format!("{PREFIX}/subnets/{}-{}", subnet.network(), subnet.prefix_len());
+        let mut leases = etcd.keys(&beginning)?;
+        match leases.pop() {
+            Some(lease) if leases.is_empty() => Ok(lease),
+            _ => bail!("not one lease that begins with {beginning}"),
+        }
     }
 
     /// The Node as the API server has it.
@@ -196,9 +313,29 @@ impl Families {
 }
 
 impl FlannelNode {
-    /// Its subnets as the controller manager gave them.
-    pub fn subnets(&self) -> &[IpNet] {
-        &self.subnets
+    /// podway by flannel's name.
+    pub fn flanneld_link(&self) -> Result<PathBuf> {
+        let link = self.folder()?.join("flanneld");
+        if !link.exists() {
+            symlink(binary("podway")?, &link).with_context(|| format!("link {}", link.display()))?;
+        }
+        Ok(link)
+    }
+
+    /// Its subnets, IPv4 first; where they are leased, those that it had last.
+    pub fn subnets(&self) -> Vec<IpNet> {
+        self.subnets.borrow().clone()
+    }
+
+    /// Its subnets as they stand in `subnet.env`.
+    fn leased_subnets(&self) -> Result<Vec<IpNet>> {
+        let env = self.subnet_env()?;
+        let subnet = |line: &str| {
+            let value =
+                ["FLANNEL_SUBNET=", "FLANNEL_IPV6_SUBNET="].iter().find_map(|key| line.strip_prefix(key))?;
+            Some(value.parse().map(|subnet: IpNet| subnet.trunc()).with_context(|| line.to_owned()))
+        };
+        env.lines().filter_map(subnet).collect()
     }
 
     /// Adds a pod with the next address of each subnet.
@@ -206,7 +343,8 @@ impl FlannelNode {
         let place = self.next_pod.get();
         self.next_pod.set(place + 1);
         // The network address is the VXLAN link's, the first one the gateway.
-        let addresses = self.subnets.iter().filter_map(|subnet| {
+        let subnets = self.subnets();
+        let addresses = subnets.iter().filter_map(|subnet| {
             let pods = subnet.hosts().filter(|address| *address != subnet.network());
             pods.skip(1).nth(place)
         });
@@ -224,26 +362,6 @@ impl FlannelNode {
         }
         let mut listed: Value = serde_json::from_str(&output.stdout)?;
         Ok(listed[0].take())
-    }
-
-    /// What flannel would write for the links that stand here, byte for byte.
-    pub fn expected_annotations(&self) -> Result<BTreeMap<String, String>> {
-        let of = |link: &str| -> Result<String> {
-            let link = self.link(link)?;
-            let mac = link["address"].as_str().context("a link without address")?;
-            Ok(format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#))
-        };
-        let mut annotations = vec![
-            ("backend-data", of("flannel.1")?),
-            ("backend-type", "vxlan".to_owned()),
-            ("kube-subnet-manager", "true".to_owned()),
-            ("public-ip", self.ipv4().to_string()),
-        ];
-        if self.subnets.len() > 1 {
-            annotations.push(("backend-v6-data", of("flannel-v6.1")?));
-            annotations.push(("public-ipv6", self.ipv6().to_string()));
-        }
-        Ok(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
     /// What `subnet.env` says now.

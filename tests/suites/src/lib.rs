@@ -17,7 +17,9 @@ mod witness;
 pub use cluster::{Cluster, Dataplane, Member, Source, wait_until_programmed};
 pub use cni::{Answer, CniNode, netns, reaches};
 pub use complaints::complaints;
-pub use flannel::{Families, FlannelCluster, FlannelNode, Rules, Runner, stop, wait_until_network_stands};
+pub use flannel::{
+    Families, FlannelCluster, FlannelNode, Rules, Runner, Subnets, stop, wait_until_network_stands,
+};
 pub use kernel::{KernelState, Strangers, await_no_trace_of};
 pub use load::Load;
 pub use shop::Shop;

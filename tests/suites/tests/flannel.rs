@@ -51,6 +51,30 @@ fn n5_x6_flannels_stock_configuration_with_ipv4_alone() {
 }
 
 #[test]
+fn n3_x6_podway_joins_flannel_over_etcd_and_everybody_reaches_everybody() {
+    in_lab("flannel-etcd-joined", |lab| {
+        let cluster = FlannelCluster::over_etcd(lab, Rules::Nftables, Families::Both)?;
+        everybody_reaches_everybody(
+            lab,
+            &cluster,
+            [Runner::Flanneld, Runner::Flanneld, Runner::PodwayFlanneld],
+        )
+    });
+}
+
+#[test]
+fn n3_x6_flannel_joins_podway_over_etcd_and_everybody_reaches_everybody() {
+    in_lab("flannel-etcd-joins", |lab| {
+        let cluster = FlannelCluster::over_etcd(lab, Rules::Iptables, Families::Ipv4)?;
+        everybody_reaches_everybody(
+            lab,
+            &cluster,
+            [Runner::PodwayFlanneld, Runner::PodwayRun, Runner::Flanneld],
+        )
+    });
+}
+
+#[test]
 fn n9_podway_writes_the_subnet_env_that_flannel_wrote() {
     in_lab("flannel-subnet-env", |lab| {
         let cluster = FlannelCluster::open(lab, Rules::Nftables, Families::Ipv4)?;
@@ -95,7 +119,7 @@ fn n9_n11_flannels_own_cni_plugin_connects_pods_by_the_subnet_env_of_either() {
 }
 
 #[test]
-fn x6_with_the_rights_and_variables_of_flannels_manifest_podway_runs_in_its_place() {
+fn x6_with_the_rights_capabilities_and_variables_of_flannels_manifest_podway_runs_in_its_place() {
     in_lab("flannel-manifest", |lab| {
         let cluster = FlannelCluster::open(lab, Rules::Nftables, Families::Both)?;
         let (plane, node) = (cluster.plane(), cluster.node(1)?);
@@ -105,7 +129,10 @@ fn x6_with_the_rights_and_variables_of_flannels_manifest_podway_runs_in_its_plac
         let kubeconfig = plane.service_account_kubeconfig("kube-flannel", "flannel")?;
         plane.apply(FLANNELS_RIGHTS)?;
         plane.apply(pod_of_flannels_daemon_set(node.name()))?;
-        let command = cluster.podway_flanneld(&node)?.env("NODE_NAME", "");
+        // As every node has it that kubeadm let in.
+        node.sysctl("net.ipv4.ip_forward", "1")?;
+        node.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        let command = cluster.confined_podway_flanneld(&node)?.env("NODE_NAME", "");
         let command = command.env("POD_NAMESPACE", "kube-flannel").env("POD_NAME", "kube-flannel-ds-x");
         let podway =
             command.arg(format!("--kubeconfig-file={}", kubeconfig.display())).start("podway-flanneld")?;
@@ -116,12 +143,15 @@ fn x6_with_the_rights_and_variables_of_flannels_manifest_podway_runs_in_its_plac
             let is_available = conditions
                 .iter()
                 .any(|condition| condition["type"] == "NetworkUnavailable" && condition["status"] == "False");
-            let annotations = cluster.annotations(node.name()).ok();
-            let is_announced = annotations == node.expected_annotations().ok();
+            let is_announced = cluster.announced(&node).ok() == cluster.expected(&node).ok();
             if is_available && is_announced { Ok(()) } else { Err(seen.to_string()) }
         });
-        assert!(!podway.log().contains("forbidden"), "{}", podway.log());
-        stop(&podway)
+        let log = podway.log();
+        assert!(!log.contains("forbidden") && !log.contains("is not complete"), "{log}");
+        let two = Site::raise(&cluster, 2, Runner::Flanneld)?;
+        let one = Site::on(node, podway)?;
+        reach_each_other(&[&one, &two])?;
+        stop(&one.daemon)
     });
 }
 
@@ -183,11 +213,11 @@ fn everybody_reaches_everybody(lab: &Lab, cluster: &FlannelCluster<'_>, runners:
     reach_each_other(&[&one, &two, &three])?;
     for site in [&one, &two, &three] {
         let name = site.node.name();
-        assert_eq!(cluster.annotations(name)?, site.node.expected_annotations()?, "{name}");
+        assert_eq!(cluster.announced(&site.node)?, cluster.expected(&site.node)?, "{name}");
     }
     assert!(lab.vxlan_packets()? > 0);
 
-    let gone = two.node.subnets().to_vec();
+    let gone = two.node.subnets();
     drop((two.daemon, two.servers));
     cluster.leave(two.node)?;
     for site in [&one, &three] {
@@ -216,7 +246,11 @@ impl Site {
     fn raise(cluster: &FlannelCluster<'_>, number: u8, runner: Runner) -> Result<Self> {
         let node = cluster.node(number)?;
         let daemon = cluster.run(&node, runner)?;
-        let name = format!("pod-{number}");
+        Self::on(node, daemon)
+    }
+
+    fn on(node: FlannelNode, daemon: Process) -> Result<Self> {
+        let name = format!("pod-{}", node.number());
         let pod = node.pod(&name)?;
         let servers = [pod.serve(&name, PORT)?, node.serve(node.name(), PORT)?];
         Ok(Self { node, daemon, pod, servers })

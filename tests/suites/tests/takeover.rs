@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podway_suites::{
-    Dataplane, Families, FlannelCluster, FlannelNode, KernelState, Rules, Runner, SOON, Way, await_answers,
-    stop,
+    Dataplane, Families, FlannelCluster, FlannelNode, KernelState, Rules, Runner, SOON, Subnets, Way,
+    await_answers, stop,
 };
 use podway_testkit::{Host, Lab, Pod, Process, Running, Transport, eventually, in_lab};
 use serde_json::Value;
@@ -20,29 +20,43 @@ const PACE: Duration = Duration::from_millis(10);
 /// Nothing that carries packets changes hands, so none should be lost; a busy machine may hold one up past its time.
 const LOST_AT_MOST: usize = 3;
 
+/// So many messages show that traffic went on.
+const ENOUGH: usize = 50;
+
 /// The links that carry pods' packets.
 const LINKS: [&str; 2] = ["flannel.1", "flannel-v6.1"];
 
 #[test]
 fn x6_a_node_is_taken_over_by_podway_flanneld_and_handed_back_under_traffic() {
-    in_lab("takeover-flanneld", |lab| take_over_and_hand_back(lab, Rules::Nftables, Runner::PodwayFlanneld));
+    in_lab("takeover-flanneld", |lab| {
+        take_over_and_hand_back(lab, Subnets::Kube, Rules::Nftables, Runner::PodwayFlanneld)
+    });
 }
 
 #[test]
 fn x6_a_node_is_taken_over_by_podway_run_and_handed_back_under_traffic() {
-    in_lab("takeover-run", |lab| take_over_and_hand_back(lab, Rules::Iptables, Runner::PodwayRun));
+    in_lab("takeover-run", |lab| {
+        take_over_and_hand_back(lab, Subnets::Kube, Rules::Iptables, Runner::PodwayRun)
+    });
+}
+
+#[test]
+fn n3_x6_a_node_whose_subnet_is_leased_is_taken_over_and_handed_back_under_traffic() {
+    in_lab("takeover-etcd", |lab| {
+        take_over_and_hand_back(lab, Subnets::Etcd, Rules::Nftables, Runner::PodwayFlanneld)
+    });
 }
 
 /// Twice, for what is taken over the second time has been podway's before.
-fn take_over_and_hand_back(lab: &Lab, rules: Rules, podway: Runner) -> Result<()> {
-    let mut pair = Pair::open(lab, rules)?;
+fn take_over_and_hand_back(lab: &Lab, subnets: Subnets, rules: Rules, podway: Runner) -> Result<()> {
+    let mut pair = Pair::over(lab, subnets, rules)?;
     let before = pair.links()?;
-    let annotations = pair.cluster.annotations("node-2")?;
+    let announced = pair.cluster.announced(&pair.two)?;
     let traffic = Traffic::start(&pair)?;
     for runner in [podway, Runner::Flanneld, podway, Runner::Flanneld] {
         pair.change_to(runner)?;
         assert_eq!(pair.links()?, before, "links under {runner:?}");
-        assert_eq!(pair.cluster.annotations("node-2")?, annotations, "annotations under {runner:?}");
+        assert_eq!(pair.cluster.announced(&pair.two)?, announced, "told by {runner:?}");
     }
     traffic.assert_hardly_anything_lost();
     pair.reach_each_other();
@@ -105,9 +119,11 @@ fn n6_flannel_finds_its_macs_again_in_the_annotations_that_podway_wrote() {
         {
             let daemon = cluster.run(&node, first)?;
             let before = macs()?;
-            eventually(SOON, "the annotations", || match cluster.annotations(node.name()) {
-                Ok(annotations) if Some(&annotations) == node.expected_annotations().ok().as_ref() => Ok(()),
-                seen => Err(format!("{seen:?}")),
+            eventually(SOON, "the annotations", || {
+                match (cluster.announced(&node), cluster.expected(&node)) {
+                    (Ok(told), Ok(expected)) if told == expected => Ok(()),
+                    seen => Err(format!("{seen:?}")),
+                }
             });
             stop(&daemon)?;
             // As after a reboot.
@@ -135,17 +151,32 @@ fn masquerade_beside(lab: &Lab, rules: Rules, flannels: &str) -> Result<()> {
     let mut pair = Pair::open(lab, rules)?;
     let outside = lab.outside("outside")?;
     let _server = outside.serve("outside", PORT)?;
-    for runner in [Runner::PodwayFlanneld, Runner::Flanneld] {
+    let ruleset = |pair: &Pair<'_>| pair.two.command("nft").args(["list", "ruleset"]).run();
+    for runner in [Runner::PodwayFlanneld, Runner::Flanneld, Runner::PodwayFlanneld] {
         pair.change_to(runner)?;
-        for way in ways_to(&outside) {
-            let answers = await_answers(&pair.pods[1], way);
-            assert_eq!(answers.sources(), [way.same_family(&pair.two)].into(), "{way} under {runner:?}");
-        }
-        pair.reach_each_other();
-        let left = pair.two.command("nft").args(["list", "ruleset"]).run()?;
-        assert!(left.contains(flannels) && left.contains("podway-network"), "{left}");
+        pair.reach_outside_as_the_node(&outside);
+        let rules = ruleset(&pair)?;
+        assert!(rules.contains(flannels) && rules.contains("podway-network"), "{rules}");
     }
+    for command in documented_commands(rules) {
+        pair.two.command("sh").args(["-c", &command]).run()?;
+    }
+    let rules = ruleset(&pair)?.to_lowercase();
+    assert!(!rules.contains("flannel"), "{rules}");
+    pair.reach_outside_as_the_node(&outside);
     Ok(())
+}
+
+/// The commands by which docs/flannel.md removes flannel's rules.
+fn documented_commands(rules: Rules) -> Vec<String> {
+    let lines = include_str!("../../../docs/flannel.md").lines().map(str::trim);
+    match rules {
+        Rules::Nftables => lines.filter(|line| line.starts_with("nft delete")).map(str::to_owned).collect(),
+        Rules::Iptables => {
+            let lines = lines.filter(|line| line.starts_with("iptables -"));
+            lines.flat_map(|line| [line.to_owned(), line.replace("iptables", "ip6tables")]).collect()
+        }
+    }
 }
 
 /// Two nodes with a flanneld each, and a pod on each that serves.
@@ -160,7 +191,11 @@ struct Pair<'lab> {
 
 impl<'lab> Pair<'lab> {
     fn open(lab: &'lab Lab, rules: Rules) -> Result<Self> {
-        let cluster = FlannelCluster::open(lab, rules, Families::Both)?;
+        Self::over(lab, Subnets::Kube, rules)
+    }
+
+    fn over(lab: &'lab Lab, subnets: Subnets, rules: Rules) -> Result<Self> {
+        let cluster = FlannelCluster::over(lab, subnets, rules)?;
         let (one, two) = (cluster.node(1)?, cluster.node(2)?);
         let peer = cluster.run(&one, Runner::Flanneld)?;
         let daemon = cluster.run(&two, Runner::Flanneld)?;
@@ -187,6 +222,16 @@ impl<'lab> Pair<'lab> {
                 assert_eq!(answers.sources(), [way.same_family(from)].into(), "{way}");
             }
         }
+    }
+
+    /// Calls from node-2's pod: out of the pod network as the node, within it as itself.
+    #[track_caller]
+    fn reach_outside_as_the_node(&self, outside: &Host) {
+        for way in ways_to(outside) {
+            let answers = await_answers(&self.pods[1], way);
+            assert_eq!(answers.sources(), [way.same_family(&self.two)].into(), "{way}");
+        }
+        self.reach_each_other();
     }
 
     /// What makes the links of node-2 those that they are: number, MAC, VNI, port and underlay.
@@ -237,11 +282,15 @@ impl Traffic {
     #[track_caller]
     fn assert_hardly_anything_lost(self) {
         for (what, way, running) in self.running {
+            eventually(SOON, "enough traffic to tell", || match running.answers() {
+                Ok(answers) if answers.sent() >= ENOUGH => Ok(()),
+                seen => Err(format!("{what}, {way}: {seen:?}")),
+            });
             let answers = running.stop().unwrap_or_else(|error| panic!("{what}, {way}: {error:#}"));
             let lost = answers.sent() - answers.answered();
             println!("{what}, {way}: {lost} lost; {answers}");
             let bound = if way.transport == Transport::Tcp { 0 } else { LOST_AT_MOST };
-            assert!(answers.sent() > 50 && lost <= bound, "{what}, {way}: {answers}");
+            assert!(lost <= bound, "{what}, {way}: {answers}");
         }
     }
 }

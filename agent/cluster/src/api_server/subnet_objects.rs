@@ -1,6 +1,7 @@
 //! Claims and Nodes as the API server holds them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -56,7 +57,7 @@ pub(super) fn lease(subnet: &IpNet, node_uid: &str, policy: &AssignPolicy) -> Le
             ..ObjectMeta::default()
         },
         spec: Some(LeaseSpec {
-            holder_identity: Some(policy.machine.clone()),
+            holder_identity: Some(policy.machine.to_string()),
             acquire_time: now.clone(),
             renew_time: now,
             ..LeaseSpec::default()
@@ -69,30 +70,30 @@ pub(super) fn claim(lease: Lease) -> Option<Claim> {
     let ObjectMeta { name, uid, resource_version, labels, .. } = lease.metadata;
     Some(Claim {
         subnet: claim_subnet(&name?)?,
-        uid: uid?,
-        version: resource_version?,
-        node_uid: labels?.remove(NODE_UID)?,
-        machine: lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default(),
+        uid: uid?.into(),
+        version: resource_version?.into(),
+        node_uid: labels?.remove(NODE_UID)?.into(),
+        machine: lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default().into(),
     })
 }
 
 /// A patch that gives a claim a new version, unless it has got one already.
 pub(super) fn renewal(claim: &Claim) -> Value {
     json!({
-        "metadata": { "uid": claim.uid, "resourceVersion": claim.version },
+        "metadata": { "uid": &*claim.uid, "resourceVersion": &*claim.version },
         "spec": { "renewTime": MicroTime(Timestamp::now()) },
     })
 }
 
 /// Only this very claim, as it was read.
 pub(super) fn deletion(claim: &Claim) -> DeleteParams {
-    let (uid, version) = (claim.uid.clone(), claim.version.clone());
+    let (uid, version) = (claim.uid.to_string(), claim.version.to_string());
     let preconditions = Preconditions { uid: Some(uid), resource_version: Some(version) };
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
 
 /// A merge patch of the Node with this uid. The API server refuses to change podCIDRs that are set.
-pub(super) fn node_patch(node_uid: &str, pod_cidrs: &[IpNet], claims: &[String]) -> Value {
+pub(super) fn node_patch(node_uid: &str, pod_cidrs: &[IpNet], claims: &[Arc<str>]) -> Value {
     let mut patch = json!({ "metadata": { "uid": node_uid, "annotations": { CLAIMS: claims.join(",") } } });
     if let Some(first) = pod_cidrs.first() {
         let all: Vec<String> = pod_cidrs.iter().map(ToString::to_string).collect();
@@ -111,13 +112,13 @@ pub(super) fn node_subnets(node: NodeObject) -> NodeSubnets {
     let cidrs = cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
     NodeSubnets {
         name: node.metadata.name.unwrap_or_default().into(),
-        uid: node.metadata.uid.unwrap_or_default(),
+        uid: node.metadata.uid.unwrap_or_default().into(),
         pod_cidrs: cidrs
             .iter()
             .filter_map(|cidr| cidr.parse().ok())
             .map(|cidr: IpNet| cidr.trunc())
             .collect(),
-        claims: claims.split(',').filter(|uid| !uid.is_empty()).map(str::to_owned).collect(),
+        claims: claims.split(',').filter(|uid| !uid.is_empty()).map(Into::into).collect(),
         assigned: annotations.contains_key(ASSIGNED),
     }
 }
@@ -143,10 +144,10 @@ mod tests {
     fn n2_a_claim_is_read_as_it_was_written_and_belongs_to_its_node() {
         let policy = AssignPolicy {
             node: "node-1".into(),
-            machine: "m".to_owned(),
+            machine: "m".into(),
             mode: podway_overlay::AssignMode::Always,
             ranges: Vec::new(),
-            namespace: "kube-system".to_owned(),
+            namespace: "kube-system".into(),
         };
         let mut written = lease(&"10.77.12.0/24".parse().unwrap(), "u", &policy);
         let owners = written.metadata.owner_references.clone().unwrap();
@@ -165,7 +166,7 @@ mod tests {
     fn n2_a_node_says_whose_its_subnets_are() {
         let read = |object: Value| node_subnets(serde_json::from_value(object).unwrap());
         let cidrs = ["10.77.12.0/24".parse().unwrap(), "fd77:0:0:c::/64".parse().unwrap()];
-        let mut object = node_patch("u", &cidrs, &["a".to_owned(), "b".to_owned()]);
+        let mut object = node_patch("u", &cidrs, &["a".into(), "b".into()]);
         object["metadata"]["name"] = "node-1".into();
         let node = read(object.clone());
         assert_eq!(

@@ -23,7 +23,7 @@ const MOST_CREATIONS: u8 = 64;
 const MOST_ROUNDS: u8 = 8;
 
 /// One attempt to get this node its subnets. It keeps nothing that matters: the next attempt is a new one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Assigner {
     policy: Arc<AssignPolicy>,
     random: u64,
@@ -38,7 +38,7 @@ pub struct Assigner {
 }
 
 /// A subnet that is to be held.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Place {
     /// Where it is chosen from; `None` = it stands in `spec.podCIDRs` and cannot be chosen.
     range: Option<Range>,
@@ -47,7 +47,7 @@ struct Place {
     hold: Hold,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Hold {
     Nothing,
     /// A claim of this machine from an earlier attempt.
@@ -57,7 +57,7 @@ enum Hold {
     Created(Claim),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum State {
     Reading,
     ListingOwn,
@@ -73,14 +73,15 @@ enum State {
 }
 
 /// What follows when claims that are of no use are deleted.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Next {
     LookAtOthers,
     Secure,
+    Hold,
     Refuse(Unassigned),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Purpose {
     /// All is claimed: is nothing in the way?
     Check,
@@ -151,9 +152,14 @@ impl Assigner {
         }
     }
 
-    /// The subnets that stand in the Node's `spec.podCIDRs`, whoever wrote them; empty = none are known to.
-    pub fn given(&self) -> &[IpNet] {
-        &self.node.pod_cidrs
+    /// The subnets that stand in the Node's `spec.podCIDRs`, whoever wrote them and whoever claims them; none if it has
+    /// none, or was not read yet.
+    pub fn given(&self) -> Option<Assignment> {
+        self.is_given().then(|| self.assignment(self.node.pod_cidrs.clone()))
+    }
+
+    fn assignment(&self, subnets: Vec<IpNet>) -> Assignment {
+        Assignment { node_uid: self.node.uid.clone(), subnets, is_new: false, unguarded: None }
     }
 
     fn is_given(&self) -> bool {
@@ -168,14 +174,12 @@ impl Assigner {
             self.state = State::ListingOwn;
             return;
         }
-        let subnets = self.node.pod_cidrs.clone();
-        self.finish(match subnets.is_empty() {
-            true => Err(Unassigned::LeftToOthers(name)),
-            false => Ok(Assignment { subnets, is_new: false, unguarded: None }),
-        });
+        let result = self.given().ok_or(Unassigned::LeftToOthers(name));
+        self.finish(result);
     }
 
-    /// Claims of this Node's uid: own ones are used again, or deleted where they are of no use.
+    /// Claims of this Node's uid: own ones are used again. What is left over is deleted if the Node has subnets; before
+    /// that, a late write may still make them the Node's.
     fn found(&mut self, mut claims: Vec<Claim>) {
         claims.sort();
         self.places = match self.is_given() {
@@ -190,7 +194,8 @@ impl Assigner {
                 Some(place) => {
                     *place = Place { subnet: Some(claim.subnet), hold: Hold::Found(claim), ..*place }
                 }
-                None => useless.push(claim),
+                None if !self.node.pod_cidrs.is_empty() => useless.push(claim),
+                None => {}
             }
         }
         let theirs = others.into_iter().find(|claim| self.node.pod_cidrs.contains(&claim.subnet));
@@ -225,6 +230,7 @@ impl Assigner {
         match next {
             Next::LookAtOthers => self.state = State::LookingAtOthers,
             Next::Secure => self.secure(),
+            Next::Hold => self.hold(),
             Next::Refuse(why) => self.finish(Err(why)),
         }
     }
@@ -370,11 +376,14 @@ impl Assigner {
     fn verified(&mut self, claims: &[Claim]) {
         let stands =
             |held: &Claim| claims.iter().any(|claim| claim.uid == held.uid && claim.machine == held.machine);
-        let all_stand = self.held().all(stands);
-        match all_stand {
-            true => self.hold(),
-            false => self.begin_anew(),
+        if !self.held().all(stands) {
+            return self.begin_anew();
         }
+        let is_left_over = |claim: &&Claim| {
+            claim.machine == self.policy.machine && self.held().all(|held| held.uid != claim.uid)
+        };
+        let useless = claims.iter().filter(is_left_over).cloned().collect();
+        self.clear(useless, Next::Hold);
     }
 
     /// Whether the subnets were written after a survey that these very claims passed, and the claims stand still.
@@ -387,8 +396,8 @@ impl Assigner {
     }
 
     fn hold(&mut self) {
-        let (subnets, is_new) = (self.subnets(), !self.is_given());
-        self.finish(Ok(Assignment { subnets, is_new, unguarded: None }));
+        let assignment = Assignment { is_new: !self.is_given(), ..self.assignment(self.subnets()) };
+        self.finish(Ok(assignment));
     }
 
     fn held(&self) -> impl Iterator<Item = &Claim> {
@@ -437,10 +446,10 @@ impl Assigner {
         Unassigned::OtherMachine {
             node: self.policy.node.clone(),
             subnet: claim.subnet,
-            machine: (&*self.policy.machine).into(),
-            namespace: (&*self.policy.namespace).into(),
+            machine: self.policy.machine.clone(),
+            namespace: self.policy.namespace.clone(),
             lease: claim_name(&claim.subnet).into(),
-            holder: claim.machine.into(),
+            holder: claim.machine,
         }
     }
 

@@ -32,7 +32,7 @@ pub use self::name::{claim_name, claim_subnet};
 use crate::range::Range;
 
 /// Whether podway assigns subnets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AssignMode {
     /// If the cluster gives the Node none for a while, and no other Node has one that podway did not assign.
@@ -45,60 +45,60 @@ pub enum AssignMode {
 }
 
 /// What one node goes by.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AssignPolicy {
     /// The Node's name.
     pub node: Arc<str>,
     /// What tells this machine from another one with the same node name; empty = unknown, so that two machines
     /// without identity cannot be told apart.
-    pub machine: String,
+    pub machine: Arc<str>,
     /// Whether to assign.
     pub mode: AssignMode,
     /// Where subnets come from, at most one range a family; the first one's family is the cluster's first.
     pub ranges: Vec<Range>,
     /// Where the claims are, for messages.
-    pub namespace: String,
+    pub namespace: Arc<str>,
 }
 
 /// A claim as it was read.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
     /// What is claimed.
     pub subnet: IpNet,
     /// The object's uid.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// The object's version.
-    pub version: String,
+    pub version: Arc<str>,
     /// The uid of the Node that it is for.
-    pub node_uid: String,
+    pub node_uid: Arc<str>,
     /// The machine that made it.
-    pub machine: String,
+    pub machine: Arc<str>,
 }
 
 /// A Node as it was read.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeSubnets {
     /// Its name.
     pub name: Arc<str>,
     /// Its uid.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// Its `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
     /// The uids of the claims that its subnets are held by, as noted with the subnets.
-    pub claims: Vec<String>,
+    pub claims: Vec<Arc<str>>,
     /// Whether podway chose the subnets, as noted with them.
     pub assigned: bool,
 }
 
 /// What to ask the API server. Lists and reads must be as new as the server's store, never from a cache.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AssignRequest {
     /// Read the own Node: [`AssignAnswer::Node`].
     Node,
     /// Wait for a while, so that whoever else assigns subnets can: [`AssignAnswer::Done`].
     Grace,
     /// List the claims for the Node with this uid: [`AssignAnswer::Claims`].
-    ClaimsOf(String),
+    ClaimsOf(Arc<str>),
     /// List all claims: [`AssignAnswer::Claims`].
     Claims,
     /// List all Nodes: [`AssignAnswer::Nodes`].
@@ -108,7 +108,7 @@ pub enum AssignRequest {
         /// What to claim.
         subnet: IpNet,
         /// For which Node.
-        node_uid: String,
+        node_uid: Arc<str>,
     },
     /// Give the claim a new version, if it is still as it was read: [`AssignAnswer::Claim`] or `Refused`.
     Touch(Claim),
@@ -117,16 +117,16 @@ pub enum AssignRequest {
     /// Write to the own Node, in one step: `Done`, or `Refused` if it is another Node by now or has other subnets.
     Write {
         /// The Node's uid.
-        node_uid: String,
+        node_uid: Arc<str>,
         /// `spec.podCIDRs`, which podway thereby assigns; empty = those that it has.
         pod_cidrs: Vec<IpNet>,
         /// The uids of the claims.
-        claims: Vec<String>,
+        claims: Vec<Arc<str>>,
     },
 }
 
 /// What the API server answered. An error is no answer: then everything begins anew, later.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AssignAnswer {
     /// The Node; `None` = there is none.
     Node(Option<NodeSubnets>),
@@ -143,8 +143,10 @@ pub enum AssignAnswer {
 }
 
 /// The subnets of this node.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Assignment {
+    /// The uid of the Node that they are of; another one of the same name has to ask anew.
+    pub node_uid: Arc<str>,
     /// As they stand in `spec.podCIDRs`.
     pub subnets: Vec<IpNet>,
     /// Whether podway chose them now.
@@ -155,7 +157,7 @@ pub struct Assignment {
 }
 
 /// Why this node has no subnets that it may use.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 pub enum Unassigned {
     /// The kubelet has not registered it, or it was deleted.
     #[error("Node {0}: there is no such Node")]
@@ -189,13 +191,13 @@ pub enum Unassigned {
         /// Its subnet.
         subnet: IpNet,
         /// The other machine.
-        holder: Box<str>,
+        holder: Arc<str>,
         /// This machine.
-        machine: Box<str>,
+        machine: Arc<str>,
         /// Where the claim is.
-        namespace: Box<str>,
+        namespace: Arc<str>,
         /// The claim's name.
-        lease: Box<str>,
+        lease: Arc<str>,
     },
     /// The Node was given a subnet that another one has too.
     #[error(
@@ -240,7 +242,7 @@ fn identity(machine: &str) -> &str {
 }
 
 /// What an [`Assigner`] does next.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AssignStep {
     /// Ask this.
     Ask(AssignRequest),

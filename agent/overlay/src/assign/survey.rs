@@ -45,7 +45,7 @@ impl<'a> Survey<'a> {
         if let Some(node) = self.others().find(has) {
             return Some(Obstacle::Node(node.name.clone()));
         }
-        let mut claims = self.claims.iter().filter(|claim| claim.node_uid != self.own);
+        let mut claims = self.claims.iter().filter(|claim| *claim.node_uid != *self.own);
         claims.any(|claim| overlap(&claim.subnet, subnet) && !self.is_stale(claim)).then_some(Obstacle::Claim)
     }
 
@@ -58,7 +58,7 @@ impl<'a> Survey<'a> {
     /// none of them.
     pub(super) fn is_stale(&self, claim: &Claim) -> bool {
         match self.nodes.get(&*claim.node_uid) {
-            None => claim.node_uid != self.own,
+            None => *claim.node_uid != *self.own,
             Some(node) => !node.pod_cidrs.is_empty() && !node.pod_cidrs.contains(&claim.subnet),
         }
     }
@@ -87,7 +87,7 @@ impl<'a> Survey<'a> {
     }
 
     fn others(&self) -> impl Iterator<Item = &'a NodeSubnets> {
-        self.nodes.values().copied().filter(|node| node.uid != self.own)
+        self.nodes.values().copied().filter(|node| *node.uid != *self.own)
     }
 }
 
@@ -130,13 +130,13 @@ mod tests {
     }
 
     fn claim(subnet: &str, node_uid: &str) -> Claim {
-        let (uid, version, machine) = (format!("{subnet} {node_uid}"), "1".to_owned(), String::new());
-        Claim { subnet: net(subnet), uid, version, node_uid: node_uid.to_owned(), machine }
+        let (uid, version, machine) = (format!("{subnet} {node_uid}").into(), "1".into(), "".into());
+        Claim { subnet: net(subnet), uid, version, node_uid: node_uid.into(), machine }
     }
 
     fn node(uid: &str, cidrs: &[&str]) -> NodeSubnets {
         let pod_cidrs = cidrs.iter().map(|cidr| net(cidr)).collect();
-        NodeSubnets { name: uid.into(), uid: uid.to_owned(), pod_cidrs, ..NodeSubnets::default() }
+        NodeSubnets { name: uid.into(), uid: uid.into(), pod_cidrs, ..NodeSubnets::default() }
     }
 
     #[test]
