@@ -147,6 +147,7 @@ impl Reason {
             Self::NoNeighbour { .. } => "NoNeighbour",
             Self::Translated { .. } => "Translated",
             Self::MtuTooSmall(..) => "MtuTooSmall",
+            Self::BridgeNotFiltered { .. } => "BridgeNotFiltered",
         }
     }
 }
