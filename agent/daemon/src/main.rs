@@ -45,8 +45,6 @@ enum Command {
     Run(Settings),
     /// Remove everything that podway programmed on this node, and nothing else. Traffic through it ends.
     Cleanup(Settings),
-    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
-    Plan(plan::Plan),
     /// Print the nodes whose pods are reached from here, and how.
     ///
     /// Exit status: 0 = printed; 3 = no podway runs on this node; 1 = anything else.
@@ -68,6 +66,8 @@ enum Command {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
+    Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
     Config,
     /// Attach or detach a pod, as a CNI runtime asks in CNI_* variables and on standard input. Under the plugin's name,

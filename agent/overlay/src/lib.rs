@@ -86,7 +86,7 @@ pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
 pub use overlaps::{Addressing, Claimant, HostNet, Overlap, Severity, overlaps};
 pub use overlay::Overlay;
 pub use peer::Vtep;
-pub use plan::{FdbKey, Held, Masquerade, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink, Way};
+pub use plan::{FdbKey, Held, Masquerade, NeighbourKey, OverlayPlan, Path, Route, Rows, VxlanLink};
 pub use problem::{Problem, Reason};
 pub use range::{Range, RangeError};
 pub use settings::{Backend, DEFAULT_PORT, Offload, Peering, Settings, SettingsError};

@@ -14,11 +14,11 @@ use crate::observed::Observed;
 use crate::offload::{self, Breakage};
 use crate::ops::{self, Op};
 use crate::peer::{Reading, Vtep};
-use crate::plan::{Held, Masquerade, OverlayPlan, Rows, Way};
+use crate::plan::{Held, Masquerade, OverlayPlan, Path, Rows, Way};
 use crate::problem::{Problem, Reason};
 use crate::settings::{Backend, Offload, Peering, Settings, SettingsError};
 use crate::subnet_env::SubnetEnv;
-use crate::units::{Family, IfIndex, LinkName, PerFamily};
+use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 
 /// Every Node that was heard of, and the pod network that follows from them.
 ///
@@ -175,12 +175,17 @@ impl Overlay {
         self.readings.keys()
     }
 
-    /// How a peer is reached: one way for each family, none for those in which it is left out. `None` if there is no
-    /// such peer.
-    pub fn ways(&self, peer: &str) -> Option<Vec<&Way>> {
-        self.readings.get(peer)?;
-        let ways = self.standing.get(peer).map(|standing| standing.ways.iter().map(|(_, way)| way).collect());
-        Some(ways.unwrap_or_default())
+    /// How packets reach the pods of a peer; none for a family that has no place in the pod network.
+    pub fn path(&self, peer: &str) -> PerFamily<Option<Path>> {
+        match self.standing.get(peer) {
+            Some(standing) => PerFamily::from_fn(|family| standing.ways.get(family).as_ref().map(Path::of)),
+            None => PerFamily::default(),
+        }
+    }
+
+    /// The MTU of the pods, once the interface is known.
+    pub fn pod_mtu(&self) -> Option<Mtu> {
+        Some(self.settings.inner_mtu(self.host.as_ref()?.external.mtu))
     }
 
     /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.

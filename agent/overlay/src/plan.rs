@@ -104,27 +104,31 @@ pub struct Route {
 
 /// How a peer's pods of one family are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// In VXLAN packets.
-    Vxlan {
-        /// The peer's subnet.
-        subnet: IpNet,
-        /// The VXLAN link.
-        link: LinkName,
-        /// The peer's VTEP MAC.
-        mac: Mac,
-        /// The address that the packets are sent to.
-        underlay: IpAddr,
-    },
+    Vxlan { subnet: IpNet, link: LinkName, mac: Mac, underlay: IpAddr },
     /// By a plain route: the peer is a neighbour.
-    Direct {
-        /// The peer's subnet.
-        subnet: IpNet,
-        /// The external interface.
-        link: LinkName,
-        /// The peer's address.
-        via: IpAddr,
-    },
+    Direct { subnet: IpNet, link: LinkName, via: IpAddr },
+}
+
+/// How packets reach the pods of a peer, to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// The peer's pod subnet.
+    pub subnet: IpNet,
+    /// The peer's address.
+    pub underlay: IpAddr,
+    /// The peer's VTEP MAC; `None` where packets go as they are.
+    pub mac: Option<Mac>,
+}
+
+impl Path {
+    pub(crate) fn of(way: &Way) -> Self {
+        match *way {
+            Way::Vxlan { subnet, mac, underlay, .. } => Self { subnet, underlay, mac: Some(mac) },
+            Way::Direct { subnet, via, .. } => Self { subnet, underlay: via, mac: None },
+        }
+    }
 }
 
 /// What the rules that masquerade pod traffic must know (contract N10).

@@ -146,6 +146,7 @@ impl Reason {
             Self::AddressDiffers { .. } => "AddressDiffers",
             Self::NoNeighbour { .. } => "NoNeighbour",
             Self::Translated { .. } => "Translated",
+            Self::BridgeNotFiltered { .. } => "BridgeNotFiltered",
             Self::MtuTooSmall(..) => "MtuTooSmall",
             Self::BridgeNotFiltered { .. } => "BridgeNotFiltered",
         }

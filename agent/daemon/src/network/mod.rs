@@ -238,8 +238,10 @@ impl NetworkHalf {
 
     /// Notes that everything stands, and lets the kubelet know.
     fn complete(&mut self, took: Duration) -> Result<()> {
-        if self.listed == Listed::Fully {
-            self.board.programmed(status::Half::Network, took);
+        // Without a subnet, or the interface, nothing leads anywhere yet.
+        match self.overlay.subnet_env(self.config.network.masquerade) {
+            Some(_) => self.board.programmed(status::Half::Network, took),
+            None => self.board.waits(status::Half::Network),
         }
         if self.conflist_written || self.overlay.masquerade().is_none() {
             return Ok(());

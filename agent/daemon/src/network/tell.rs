@@ -1,29 +1,31 @@
 //! What the network half writes on the board.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use podway_netlink::Failure;
-use podway_overlay::{Mac, Op, Reason, Way};
+use podway_overlay::{Mac, Mtu, Op, Path, Reason};
 
 use super::{NetworkHalf, Store};
 use crate::config::NetworkConfig;
+use crate::run::Listed;
 use crate::status::{self, Facts, Fault, Own};
 
 impl NetworkHalf {
     /// After a run that concerned these peers, or all of them.
     pub(super) fn tell_peers(&self, touched: Option<Vec<Arc<str>>>, failures: &[Failure]) {
-        self.board.listed(status::Half::Network, true);
+        self.board.listed(status::Half::Network, self.listed == Listed::Fully);
         let failed = Failed::of(failures);
-        let mtu = self.overlay.subnet_env(false).map(|env| env.mtu.get());
+        let mtu = self.overlay.pod_mtu().map(Mtu::get);
         let problems = self.overlay.problems();
         let left_out = problems.iter().map(|problem| (&*problem.node, &problem.reason)).collect();
         match touched {
             Some(names) => names.iter().for_each(|name| self.tell_peer(name, mtu, &left_out, &failed)),
             None => {
-                self.board.keep_peers(|name| self.overlay.ways(name).is_some());
+                let standing: BTreeSet<&str> = self.overlay.peers().map(|name| &**name).collect();
+                self.board.keep_peers(|name| standing.contains(name));
                 self.overlay.peers().for_each(|name| self.tell_peer(name, mtu, &left_out, &failed));
             }
         }
@@ -86,39 +88,33 @@ impl NetworkHalf {
         left_out: &BTreeMap<&str, &Reason>,
         failed: &Failed,
     ) {
-        let Some(ways) = self.overlay.ways(name) else { return self.board.peer_gone(name) };
-        if let Some(error) = ways.iter().find_map(|way| failed.on(way)) {
+        let paths: Vec<Path> = self.overlay.path(name).iter().map(|(_, path)| *path).collect();
+        if let Some(error) = paths.iter().find_map(|path| failed.on(path)) {
             return self.board.peer_failed(name, error);
         }
-        if ways.is_empty() {
-            let why = left_out.get(&**name).map_or("nothing leads to it".to_owned(), ToString::to_string);
-            return self.board.peer_left_out(name, &why);
+        match (paths.is_empty(), left_out.get(&**name)) {
+            (false, _) => {
+                self.board.peer_programmed(name, facts(&paths, mtu, &self.config.network));
+            }
+            (true, Some(why)) => self.board.peer_left_out(name, &why.to_string()),
+            (true, None) => self.board.peer_gone(name),
         }
-        self.board.peer_programmed(name, facts(&ways, mtu, &self.config.network));
     }
 }
 
-fn facts(ways: &[&Way], mtu: Option<u32>, config: &NetworkConfig) -> Facts {
-    let mut facts = Facts { mtu, ..Facts::default() };
-    for way in ways {
-        match way {
-            Way::Vxlan { subnet, mac, underlay, .. } => {
-                facts.backend = "vxlan";
-                facts.subnets.push(*subnet);
-                facts.underlay.push(*underlay);
-                facts.macs.push(*mac);
-            }
-            Way::Direct { subnet, via, .. } => {
-                facts.backend = match config.direct_routing {
-                    true => "direct",
-                    false => "host-gw",
-                };
-                facts.subnets.push(*subnet);
-                facts.underlay.push(*via);
-            }
-        }
+fn facts(paths: &[Path], mtu: Option<u32>, config: &NetworkConfig) -> Facts {
+    let vxlan = paths.iter().any(|path| path.mac.is_some());
+    Facts {
+        subnets: paths.iter().map(|path| path.subnet).collect(),
+        backend: match (vxlan, config.direct_routing) {
+            (true, _) => "vxlan",
+            (false, true) => "direct",
+            (false, false) => "host-gw",
+        },
+        underlay: paths.iter().map(|path| path.underlay).collect(),
+        macs: paths.iter().filter_map(|path| path.mac).collect(),
+        mtu,
     }
-    facts
 }
 
 /// What failed, by what tells whose it was.
@@ -143,13 +139,11 @@ impl Failed {
         failed
     }
 
-    fn on(&self, way: &Way) -> Option<&str> {
-        let (subnet, mac) = match way {
-            Way::Vxlan { subnet, mac, .. } => (subnet, Some(mac)),
-            Way::Direct { subnet, .. } => (subnet, None),
-        };
-        let entry = mac.and_then(|mac| self.fdb.get(mac).or_else(|| self.neighbours.get(&subnet.network())));
-        self.routes.get(subnet).or(entry).map(String::as_str)
+    fn on(&self, path: &Path) -> Option<&str> {
+        let entry = path
+            .mac
+            .and_then(|mac| self.fdb.get(&mac).or_else(|| self.neighbours.get(&path.subnet.network())));
+        self.routes.get(&path.subnet).or(entry).map(String::as_str)
     }
 }
 

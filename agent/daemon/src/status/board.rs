@@ -152,6 +152,11 @@ impl Board {
         });
     }
 
+    /// Nothing fails, and yet there is nothing to program.
+    pub(crate) fn waits(&self, half: Half) {
+        self.progress(half, |progress| progress.failing = None);
+    }
+
     /// Something that the half wants does not stand. `operation` is one of a few words, such as `program`.
     pub(crate) fn failed(&self, half: Half, operation: &'static str, error: &str) {
         self.metrics.failed(half, operation);
