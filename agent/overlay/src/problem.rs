@@ -148,7 +148,6 @@ impl Reason {
             Self::Translated { .. } => "Translated",
             Self::BridgeNotFiltered { .. } => "BridgeNotFiltered",
             Self::MtuTooSmall(..) => "MtuTooSmall",
-            Self::BridgeNotFiltered { .. } => "BridgeNotFiltered",
         }
     }
 }
