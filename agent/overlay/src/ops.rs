@@ -135,11 +135,11 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     ops
 }
 
-/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, but for those
-/// that flannel has back.
+/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, unless flannel
+/// has them.
 pub fn removal(observed: &Observed) -> Vec<Op> {
     let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
-    let ours = |(name, state): &(&LinkName, &LinkState)| state.ours && !observed.is_flannels_again(name);
+    let ours = |(_, state): &(&LinkName, &LinkState)| state.ours && !observed.are_flannels();
     let links = observed
         .links
         .iter()
