@@ -55,12 +55,13 @@ pub struct DirectoryConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EtcdConfig {
-    /// `http://host:port` or `https://host:port`; etcd is used if there is one.
+    /// `http://host:port` or `https://host:port`, one after the other until one answers; etcd is used if there is one.
     #[serde(deserialize_with = "list")]
     pub endpoints: Vec<String>,
     /// What all keys begin with. Default: `/coreos.com/network`.
     pub prefix: String,
-    /// PEM file with the client's key. TLS is used if key and certificate are given, as flannel does.
+    /// PEM file with the client's key. TLS is used for `https`, and for endpoints without a scheme if there is a
+    /// certificate.
     pub key_file: PathBuf,
     /// PEM file with the client's certificate.
     pub cert_file: PathBuf,

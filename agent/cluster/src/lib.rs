@@ -1,4 +1,5 @@
-//! The cluster state from an API server or a folder of manifests, as one stream of events.
+//! The cluster state from an API server or a folder of manifests, as one stream of events; the nodes' subnets also from
+//! flannel's etcd.
 //!
 //! I/O only: what an event means is decided in the pure crates. Both sources end in the same events, through the
 //! same decoding of the objects.
@@ -17,7 +18,9 @@ mod source;
 mod test_folder;
 mod wanted;
 
-pub use api_server::{AssignError, NodeWriter, SubnetClaims, node_of_pod};
+pub use api_server::{
+    AssignError, EventReason, EventWriter, NodeWriter, Regarding, SubnetClaims, node_of_pod,
+};
 pub use config::{DirectoryConfig, EtcdConfig, KubeConfig, SourceConfig};
 pub use error::Error;
 pub use etcd::{EtcdStore, LeaseRequest};

@@ -4,7 +4,9 @@ use podway_overlay::AssignPolicy;
 use tokio::sync::mpsc::Sender;
 
 use crate::api_server::ApiServer;
-use crate::{DirectoryConfig, Error, Event, NodeWriter, SourceConfig, SubnetClaims, Wanted, directory};
+use crate::{
+    DirectoryConfig, Error, Event, EventWriter, NodeWriter, SourceConfig, SubnetClaims, Wanted, directory,
+};
 
 /// A place that the cluster state comes from, ready to be followed.
 pub struct Source {
@@ -35,6 +37,15 @@ impl Source {
     pub fn node_writer(&self) -> Option<NodeWriter> {
         match &self.inner {
             Inner::Kube(server) => Some(server.node_writer()),
+            Inner::Directory(_) => None,
+        }
+    }
+
+    /// What tells of problems where `kubectl describe` shows them; none where objects are files. Writes on the runtime
+    /// that this is called in. `node` is this node's name.
+    pub fn event_writer(&self, node: &str) -> Option<EventWriter> {
+        match &self.inner {
+            Inner::Kube(server) => Some(server.event_writer(node)),
             Inner::Directory(_) => None,
         }
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -20,6 +20,7 @@ use crate::inside::Namespace;
 use crate::netlink::{Netlink, Step, is_missing};
 
 const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
+const APPEND: u16 = NLM_F_CREATE | NLM_F_APPEND;
 
 /// A link as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +94,8 @@ pub(crate) fn add_address(link: &Link, address: IpAddr) -> Step {
     Step { what, message: RouteNetlinkMessage::NewAddress(message), flags: ADD }
 }
 
-/// A route over the link: to neighbours on it if there is no gateway.
+/// A route over the link: to neighbours on it if there is no gateway, and then the only one to them. Routes through a
+/// gateway stand beside those that another network's plugin made in the pod, after them.
 pub(crate) fn add_route(link: &Link, to: IpNet, via: Option<IpAddr>, source: Option<IpAddr>) -> Step {
     let mut message = RouteMessage::default();
     message.header.address_family = family(to.addr());
@@ -109,7 +111,8 @@ pub(crate) fn add_route(link: &Link, to: IpNet, via: Option<IpAddr>, source: Opt
     message.attributes.extend(via.map(|via| RouteAttribute::Gateway(via.into())));
     message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
     let what = format!("add the route to {to} over {}", link.name);
-    Step { what, message: RouteNetlinkMessage::NewRoute(message), flags: ADD }
+    let flags = if via.is_some() { APPEND } else { ADD };
+    Step { what, message: RouteNetlinkMessage::NewRoute(message), flags }
 }
 
 impl Netlink {

@@ -1,7 +1,7 @@
 //! `podway cleanup`: removes everything of ours and nothing else (contract S22).
 
 use anyhow::{Result, bail};
-use podway_nftables::{Network, NftProcess, Services};
+use podway_nftables::{Forwarding, Network, NftProcess, Services};
 use tracing::info;
 
 use crate::config::Config;
@@ -24,6 +24,7 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     );
     note("Service tables", Services::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
     note("pod network masquerade", Network::remove_all(&mut NftProcess::default()).await.map_err(Into::into));
+    note("forward rules", Forwarding::remove_all(NftProcess::default()).await.map_err(Into::into));
     note("subnet file", subnet_file::remove(config).await);
     note("VXLAN links and routes", remove_overlay().await);
     match failures.is_empty() {

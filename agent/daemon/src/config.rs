@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use podway_cluster::{EtcdConfig, SourceConfig};
+pub(crate) use podway_overlay::AssignMode;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -137,11 +138,13 @@ pub(crate) struct NetworkConfig {
 }
 
 /// `network.assign`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct AssignConfig {
-    /// Whether podway gives this node subnets that the cluster does not.
+    /// Whether podway gives this node subnets that the cluster does not (contract N2).
     pub mode: AssignMode,
+    /// The namespace of the Leases that subnets are claimed by.
+    pub namespace: String,
     /// Length of a node's IPv4 subnet; 0 = 24, or two more than the range's where that is too long.
     pub subnet_len: u8,
     /// The first and the last IPv4 subnet to hand out, by their first address; by default the second and the last.
@@ -159,17 +162,19 @@ pub(crate) struct AssignConfig {
     pub ipv6_subnet_max: Option<Ipv6Addr>,
 }
 
-/// Whether podway assigns subnets (contract N2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum AssignMode {
-    /// If the cluster gives none for a while, and no Node has one that podway did not assign.
-    #[default]
-    Auto,
-    /// If the Node has none.
-    Always,
-    /// Not at all.
-    Never,
+impl Default for AssignConfig {
+    fn default() -> Self {
+        Self {
+            mode: AssignMode::Auto,
+            namespace: "kube-system".to_owned(),
+            subnet_len: 0,
+            subnet_min: None,
+            subnet_max: None,
+            ipv6_subnet_len: 0,
+            ipv6_subnet_min: None,
+            ipv6_subnet_max: None,
+        }
+    }
 }
 
 /// `network.backend`.

@@ -12,11 +12,13 @@ mod log;
 mod message;
 mod net_conf;
 mod network;
+mod nodes;
 mod overrides;
 mod plan;
 mod privilege;
 mod run;
 mod services;
+mod status;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
+use crate::nodes::{NodesOutput, StatusOutput};
 use crate::overrides::Override;
 
 /// One daemon per Kubernetes node in place of kube-proxy and flannel: Pod network and Services.
@@ -42,6 +45,27 @@ enum Command {
     Run(Settings),
     /// Remove everything that podway programmed on this node, and nothing else. Traffic through it ends.
     Cleanup(Settings),
+    /// Print the nodes whose pods are reached from here, and how.
+    ///
+    /// Exit status: 0 = printed; 3 = no podway runs on this node; 1 = anything else.
+    Nodes {
+        /// How to print; without it, a table.
+        #[arg(short, long, value_name = "HOW")]
+        output: Option<NodesOutput>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Print how the podway of this node is.
+    ///
+    /// Exit status: 0 = all is well; 4 = it starts, or something is wrong, which is printed; 3 = no podway runs on this
+    /// node; 1 = anything else.
+    Status {
+        /// How to print; without it, as text.
+        #[arg(short, long, value_name = "HOW")]
+        output: Option<StatusOutput>,
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// Work out a new cluster's pod network, node subnets and Service range in a VPC. Nothing is asked or changed.
     Plan(plan::Plan),
     /// Print the configuration file with every field documented and at its default.
@@ -99,6 +123,9 @@ impl Settings {
     }
 }
 
+/// Nobody answers at the socket.
+const NO_DAEMON: u8 = 3;
+
 fn main() -> ExitCode {
     // Before anything else is looked at: a pod waits for it.
     if podway_cni::is_called() {
@@ -111,10 +138,13 @@ fn main() -> ExitCode {
         _ => {}
     }
     match command.execute() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("podway: {}", message::of(&error));
-            ExitCode::FAILURE
+            match error.is::<status::NoDaemon>() {
+                true => ExitCode::from(NO_DAEMON),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -129,8 +159,8 @@ fn arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
 }
 
 impl Command {
-    fn execute(&self) -> Result<()> {
-        match self {
+    fn execute(&self) -> Result<ExitCode> {
+        let done: Result<()> = match self {
             Self::Run(settings) => {
                 let config = settings.load()?;
                 log::start(&config.log)?;
@@ -146,13 +176,22 @@ impl Command {
                 print!("{}", config::DOCUMENTED);
                 Ok(())
             }
+            Self::Nodes { output, settings } => {
+                let socket = settings.load()?.status.socket;
+                return block_on(nodes::nodes(&socket, *output));
+            }
+            Self::Status { output, settings } => {
+                let socket = settings.load()?.status.socket;
+                return block_on(nodes::status(&socket, *output));
+            }
             Self::Flanneld { .. } | Self::Cni => unreachable!("these have exit statuses of their own"),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 
 /// One thread is enough: the daemon waits for events and for the kernel, and a small daemon is a gentle one.
-fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = tokio::task::LocalSet::new().block_on(&runtime, future);
     // A source may wait for a server; nothing of it is worth waiting for at the end.

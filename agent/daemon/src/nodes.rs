@@ -103,9 +103,6 @@ fn describe(status: &Status) -> String {
         rows.push(("Store", or_none(&own.store)));
         rows.push(("Peers", status.peers.to_string()));
     }
-    rows.extend(status.contact_age_seconds.iter().map(|(server, seconds)| {
-        ("Last heard", format!("{server} {} ago", age(*seconds)))
-    }));
     rows.extend(status.repairs.iter().map(|(kind, count)| ("Repaired", format!("{count} {kind}"))));
     let problem = |fault: &status::Fault| format!("{}: {} ({})", fault.object, fault.message, fault.reason);
     rows.extend(status.problems.iter().map(|fault| ("Problem", problem(fault))));

@@ -14,11 +14,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::cni_files;
 use crate::config::{Config, Dataplane};
 use crate::net_conf;
-use crate::network::{Announcer, NetworkHalf, Store, lease, peering};
+use crate::network::{Announcer, NetworkHalf, Parts, Store, Subnets, lease, peering};
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
+use crate::status::{self, Board};
 
 /// Events between a source and the halves' own queues. Those have no bound, so that a half that waits for the kernel
 /// does not hold up the other; a burst is noted as a whole before anything is written.
@@ -38,6 +40,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         "podway starts"
     );
     podway_cluster::use_annotation_prefix(&config.network.annotation_prefix);
+    let board = Board::new(&config.node_name);
+    let _servers = status::start(&config.status, &board)?;
+    cni_files::install_plugin(&config.network.cni)?;
+    let nft = NftProcess::default();
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
     let sources = sources(&config).await?;
@@ -51,11 +57,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         network = Some(events);
     }
     if config.services.enabled {
-        let mut nft = NftProcess::default();
+        let mut nft = nft.clone();
         // An nft that is not there, or may not be used, is known at once and not at the first list.
         nft.list_table("ip podway").await?;
+        let watch = podway_nftables::Watch::open(&nft)?;
         let nftables = Services::new(nft, config.services.mark());
-        let half = ServiceHalf::new(nftables, open_bpf(&config)?);
+        let half = ServiceHalf::new(nftables, open_bpf(&config)?).watched(watch).telling(board.clone());
         let (sender, events) = mpsc::unbounded_channel();
         listeners.services = Some(sender);
         halves.spawn_local(run_half(half, events, stopped.clone()));
@@ -63,15 +70,21 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Whoever is a pod is known from the configuration, before and without this node's object.
     listeners.change(podway_proxy::Event::Node(context(&config, None)));
     if let Some(events) = network {
+        board.expect(status::Half::Network);
         match config.network.store() {
             Store::Etcd => {
                 let store = EtcdStore::open(&config.network.etcd).await.context("network.etcd")?;
-                halves.spawn_local(run_leased(store, config.clone(), listeners.clone(), events, stopped));
+                let leased = Leased { store, config: config.clone(), to: listeners.clone(), nft, board };
+                halves.spawn_local(leased.run(events, stopped));
             }
             Store::Nodes | Store::Static => {
                 let writer = writer.filter(|_| peering(&config) == Peering::Annotated);
                 let announcer = Announcer::new(writer, &config.node_name, config.network.node_condition);
-                let half = NetworkHalf::new(&config, announcer).await?;
+                let subnets = match (config.network.store(), sources.first()) {
+                    (Store::Nodes, Some(Feed { from, .. })) => Subnets::claimed(&config, from)?,
+                    _ => Subnets::as_given(),
+                };
+                let half = NetworkHalf::new(&config, Parts { announcer, subnets, nft, board }).await?;
                 halves.spawn_local(run_half(half, events, stopped));
             }
         }
@@ -105,40 +118,51 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// The network half where subnets are leased from etcd: the configuration of the network comes from there as well, so
-/// everything waits for it.
-async fn run_leased(
+/// The network half where subnets are leased from etcd.
+struct Leased {
     store: EtcdStore,
-    mut config: Config,
+    config: Config,
     to: Listeners,
-    events: mpsc::UnboundedReceiver<NetworkEvent>,
-    mut stop: watch::Receiver<()>,
-) -> Result<()> {
-    let (sender, told) = mpsc::channel(QUEUE);
-    let net_conf = tokio::select! {
-        conf = store.net_conf(&sender) => conf,
-        () = dispatch(told, config.clone(), to.clone()) => bail!("nobody asks etcd any more"),
-        _ = stop.changed() => return Ok(()),
-    };
-    net_conf::apply(&mut config.network, &net_conf);
-    to.change(podway_proxy::Event::Node(context(&config, None)));
-    // What is announced is known once this machine has been looked at; the first value is not used.
-    let (attributes, mut announced) = watch::channel(LeaseAttributes::default());
-    let half = NetworkHalf::new(&config, Announcer::by_lease(attributes)).await?;
-    to.network(NetworkEvent::Listed(Listed::Nothing));
-    let follow = async {
-        // It fails only when the half has ended, and then this ends with it.
-        let _ = announced.changed().await;
-        let request = lease::request(&config, &net_conf, announced.clone())?;
+    nft: NftProcess,
+    board: Board,
+}
+
+impl Leased {
+    /// The configuration of the network comes from etcd as well, so everything waits for it.
+    async fn run(
+        self,
+        events: mpsc::UnboundedReceiver<NetworkEvent>,
+        mut stop: watch::Receiver<()>,
+    ) -> Result<()> {
+        let Self { store, mut config, to, nft, board } = self;
         let (sender, told) = mpsc::channel(QUEUE);
-        // Services know their own Node from elsewhere.
-        let network = Listeners { services: None, ..to.clone() };
-        tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network));
-        bail!("following etcd ended by itself")
-    };
-    tokio::select! {
-        ended = run_half(half, events, stop) => ended,
-        ended = follow => ended,
+        let net_conf = tokio::select! {
+            conf = store.net_conf(&sender) => conf,
+            () = dispatch(told, config.clone(), to.clone()) => bail!("nobody asks etcd any more"),
+            _ = stop.changed() => return Ok(()),
+        };
+        net_conf::apply(&mut config.network, &net_conf);
+        to.change(podway_proxy::Event::Node(context(&config, None)));
+        // What is announced is known once this machine has been looked at; the first value is not used.
+        let (attributes, mut announced) = watch::channel(LeaseAttributes::default());
+        let parts =
+            Parts { announcer: Announcer::by_lease(attributes), subnets: Subnets::as_given(), nft, board };
+        let half = NetworkHalf::new(&config, parts).await?;
+        to.network(NetworkEvent::Listed(Listed::Nothing));
+        let follow = async {
+            // It fails only when the half has ended, and then this ends with it.
+            let _ = announced.changed().await;
+            let request = lease::request(&config, &net_conf, announced.clone())?;
+            let (sender, told) = mpsc::channel(QUEUE);
+            // Services know their own Node from elsewhere.
+            let network = Listeners { services: None, ..to.clone() };
+            tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network));
+            bail!("following etcd ended by itself")
+        };
+        tokio::select! {
+            ended = run_half(half, events, stop) => ended,
+            ended = follow => ended,
+        }
     }
 }
 
@@ -214,7 +238,7 @@ pub(crate) trait Half {
     fn apply(&mut self, event: Self::Event);
     /// Waits until somebody else changed what is ours, and takes note of it. May be dropped and called again at any
     /// time.
-    async fn disturbed(&mut self) {
+    async fn disturbed(&mut self) -> Result<()> {
         std::future::pending().await
     }
     /// Brings the kernel to what is planned. An error is final.
@@ -312,7 +336,8 @@ async fn run_half<H: Half>(
         tokio::select! {
             _ = stop.changed() => return Ok(()),
             () = sleep_until(due) => {}
-            () = half.disturbed() => {
+            noted = half.disturbed() => {
+                noted?;
                 if matches!(next, Next::After(_)) {
                     continue;
                 }
@@ -335,7 +360,7 @@ async fn run_half<H: Half>(
     }
 }
 
-async fn sleep_until(due: Option<Instant>) {
+pub(crate) async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,

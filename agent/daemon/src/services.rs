@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use podway_bpf::BpfDataplane;
 use podway_cluster::Kind;
-use podway_nftables::{Nft, NftProcess, Services};
+use podway_nftables::{Nft, NftProcess, Services, Watch};
 use podway_proxy::{Frontend, ObjectName, Planner, RowDelta, Rows};
-use podway_reconcile::{Recovery, Retry};
+use podway_reconcile::{Contest, Recovery, Retry};
 use tracing::{debug, info, warn};
 
 use crate::run::{Half, Listed, Next, ServiceEvent};
+use crate::status::{self, Board};
 
 /// The longest wait between two attempts: kube-proxy's syncPeriod (contract S30).
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -35,6 +36,12 @@ pub(crate) struct ServiceHalf<N = NftProcess> {
     pending: Option<RowDelta>,
     contested: BTreeSet<Frontend>,
     retry: Retry,
+    watch: Option<Watch>,
+    board: Board,
+    /// Whether somebody else may have changed what is ours.
+    drifted: bool,
+    contest: Contest,
+    started: Instant,
 }
 
 impl<N: Nft> ServiceHalf<N> {
@@ -48,7 +55,23 @@ impl<N: Nft> ServiceHalf<N> {
             pending: None,
             contested: BTreeSet::new(),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
+            watch: None,
+            board: Board::new(""),
+            drifted: false,
+            contest: Contest::default(),
+            started: Instant::now(),
         }
+    }
+
+    /// Notices by `watch` what others do to its tables.
+    pub(crate) fn watched(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    /// Writes down on this board how it is.
+    pub(crate) fn telling(self, board: Board) -> Self {
+        board.expect(status::Half::Services);
+        Self { board, ..self }
     }
 }
 
@@ -65,11 +88,27 @@ impl<N: Nft> Half for ServiceHalf<N> {
         }
     }
 
+    async fn disturbed(&mut self) -> Result<()> {
+        match &mut self.watch {
+            Some(watch) => self.drifted |= watch.next().await?.services,
+            None => std::future::pending().await,
+        }
+        Ok(())
+    }
+
     async fn reconcile(&mut self) -> Result<Next> {
         if self.listed() == Listed::Nothing {
             return Ok(Next::OnEvent);
         }
+        let board = self.board.clone();
+        let _busy = board.busy(status::Half::Services);
         let started = Instant::now();
+        let repairing = self.drifted && self.until_repair().is_none();
+        if repairing {
+            self.drifted = false;
+            self.nftables.invalidate();
+            self.pending = None;
+        }
         let change = self.planner.replan();
         if let Some(pending) = &mut self.pending {
             pending.merge(change);
@@ -81,6 +120,8 @@ impl<N: Nft> Half for ServiceHalf<N> {
         };
         let (services, took) = (self.planner.service_count(), format!("{:.1?}", started.elapsed()));
         match (first, written) {
+            (true, 0) if repairing => {}
+            (true, elements) if repairing => self.repaired(elements, &took),
             (true, 0) => info!(services, took, "Services stand as planned: nothing to change"),
             (true, elements) => info!(services, elements, took, "Services programmed"),
             (false, 0) => {}
@@ -88,7 +129,9 @@ impl<N: Nft> Half for ServiceHalf<N> {
         }
         self.retry.succeeded();
         self.report_contested();
-        Ok(Next::OnEvent)
+        self.board.listed(status::Half::Services, self.listed() == Listed::Fully);
+        self.board.programmed(status::Half::Services, started.elapsed());
+        Ok(self.until_repair().map_or(Next::OnEvent, Next::Within))
     }
 }
 
@@ -141,11 +184,29 @@ impl<N: Nft> ServiceHalf<N> {
         Ok(written)
     }
 
+    /// How long a repair must wait, where one is due.
+    fn until_repair(&self) -> Option<Duration> {
+        self.contest.hold(self.started.elapsed()).filter(|_| self.drifted)
+    }
+
+    fn repaired(&mut self, elements: usize, took: &str) {
+        info!(elements, took, "what somebody else changed is as it was: Services");
+        self.board.repaired("services", elements as u64);
+        if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
+            warn!(
+                again_in = ?wait,
+                "another program changes the Services' tables again and again: find out which, with `nft monitor`; \
+                 podway gives way and repairs more seldom"
+            );
+        }
+    }
+
     /// A failed write leaves the previous rows standing; what is wanted is kept for the next attempt (contract S31).
     async fn after(&mut self, failure: Failure) -> Result<Duration> {
         if failure.recovery == Recovery::Fatal {
             bail!(failure.message);
         }
+        self.board.failed(status::Half::Services, "program", &failure.message);
         let wait = self.retry.failed();
         warn!(failure = failure.message, again_in = ?wait, "Services could not be programmed; what stood still stands");
         if failure.recovery == Recovery::Resync {

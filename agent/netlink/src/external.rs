@@ -8,7 +8,7 @@ use netlink_packet_route::route::RouteType;
 use podway_overlay::{ExternalInterface, Family, IfIndex, Mtu, PerFamily};
 use regex::Regex;
 
-use crate::dump::{self, Address, Link, Routes};
+use crate::dump::{self, Address, Link, RouteEntry, Routes};
 use crate::error::Error;
 use crate::netlink::Netlink;
 use crate::observe::is_ours;
@@ -39,9 +39,11 @@ pub struct InterfaceChoice {
 
 /// What is looked at.
 #[derive(Debug, Default)]
-struct Facts {
-    links: Vec<Link>,
-    addresses: Vec<Address>,
+pub(crate) struct Facts {
+    pub(crate) links: Vec<Link>,
+    pub(crate) addresses: Vec<Address>,
+    /// The main table, ours included.
+    pub(crate) routes: PerFamily<Vec<RouteEntry>>,
     /// The interfaces of the default routes.
     default: PerFamily<Option<IfIndex>>,
     /// The interface that leads to the address to be reached, and the source address.
@@ -55,32 +57,34 @@ struct Candidate {
     fixed: PerFamily<Option<IpAddr>>,
 }
 
-pub(crate) async fn find(netlink: &Netlink, choice: &InterfaceChoice) -> Result<ExternalInterface, Error> {
+/// Reads what a choice is made by.
+pub(crate) async fn look(netlink: &Netlink, choice: &InterfaceChoice) -> Result<Facts, Error> {
     let mut facts = Facts {
         links: dump::links(netlink).await?,
         addresses: dump::addresses(netlink, None).await?,
         ..Facts::default()
     };
     for family in Family::BOTH {
-        *facts.default.get_mut(family) = default_route(netlink, family).await?;
+        let routes = dump::routes(netlink, family, Routes::All).await?;
+        *facts.default.get_mut(family) = default_route(&routes);
+        *facts.routes.get_mut(family) = routes;
     }
     if let Some(address) = choice.can_reach {
         facts.reach = dump::way_to(netlink, address).await?;
     }
-    resolve(choice, &facts)
+    Ok(facts)
 }
 
-async fn default_route(netlink: &Netlink, family: Family) -> Result<Option<IfIndex>, Error> {
-    let routes = dump::routes(netlink, family, Routes::All).await?;
+fn default_route(routes: &[RouteEntry]) -> Option<IfIndex> {
     let default = routes
         .iter()
         .filter(|route| route.destination.prefix_len() == 0 && route.kind == RouteType::Unicast)
         .min_by_key(|route| route.priority);
-    Ok(default.and_then(|route| route.hops.first()).map(|hop| hop.link))
+    default.and_then(|route| route.hops.first()).map(|hop| hop.link)
 }
 
 /// Of the interfaces that the choice leads to, the first with a usable address of every family, else the first.
-fn resolve(choice: &InterfaceChoice, facts: &Facts) -> Result<ExternalInterface, Error> {
+pub(crate) fn resolve(choice: &InterfaceChoice, facts: &Facts) -> Result<ExternalInterface, Error> {
     let candidates = match choice.is_explicit() {
         true => facts.named(choice)?,
         false => vec![facts.by_default(choice)?],
@@ -442,6 +446,7 @@ mod tests {
                 address(3, "2001:db8:1::1/64"),
                 address(4, "203.0.113.3/24"),
             ],
+            routes: PerFamily::default(),
             default: PerFamily { v4: Some(IfIndex(2)), v6: Some(IfIndex(2)) },
             reach: Some((IfIndex(4), None)),
         }

@@ -58,7 +58,7 @@ impl Netlink {
     /// Of its addresses the best of each family: global before link-local, permanent before dynamic, lasting before
     /// temporary, the first otherwise; never a deprecated one.
     pub async fn external_interface(&self, choice: &InterfaceChoice) -> Result<ExternalInterface, Error> {
-        external::find(self, choice).await
+        external::resolve(choice, &external::look(self, choice).await?)
     }
 
     /// Reads what of the pod network is in the kernel: links with our mark or of these names and what is on them,

@@ -19,6 +19,9 @@ use crate::{LINK_ALIAS, ROUTE_PROTOCOL};
 /// A request and its flags.
 pub(crate) type Request = (RouteNetlinkMessage, u16);
 
+/// Longer than two requests can take.
+const STEPPING_STONE_SECONDS: u32 = 10;
+
 const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 const CHANGE: u16 = 0;
@@ -122,6 +125,31 @@ pub(crate) fn remove_blackhole(subnet: &IpNet) -> Request {
     message.header.protocol = ROUTE_PROTOCOL.into();
     message.header.scope = RouteScope::NoWhere;
     (RouteNetlinkMessage::DelRoute(message), CHANGE)
+}
+
+/// A route to one address of the link, which expires.
+pub(crate) fn set_stepping_stone(index: IfIndex, address: IpAddr) -> Request {
+    let mut message = stepping_stone(index, address);
+    message.header.protocol = ROUTE_PROTOCOL.into();
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Expires(STEPPING_STONE_SECONDS));
+    (RouteNetlinkMessage::NewRoute(message), SET)
+}
+
+pub(crate) fn remove_stepping_stone(index: IfIndex, address: IpAddr) -> Request {
+    let mut message = stepping_stone(index, address);
+    message.header.scope = RouteScope::NoWhere;
+    (RouteNetlinkMessage::DelRoute(message), CHANGE)
+}
+
+fn stepping_stone(index: IfIndex, address: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.attributes.push(RouteAttribute::Destination(address.into()));
+    message.attributes.push(RouteAttribute::Oif(index.0));
+    message
 }
 
 fn blackhole(subnet: &IpNet) -> RouteMessage {

@@ -194,7 +194,9 @@ impl Run<'_> {
             (op, Refusal::Missing) if is_removal(op) => Ok(()),
             (Op::AddAddress(..), Refusal::Exists) => Ok(()),
             (Op::SetRoute(subnet, route), Refusal::Exists) => self.replace_route(op, subnet, route).await,
-            (Op::SetRoute(subnet, _), Refusal::Invalid) => self.explain_gateway(op, subnet, cause).await,
+            (Op::SetRoute(subnet, route), Refusal::Invalid) => {
+                self.replace_plain_route(op, subnet, route, cause).await
+            }
             (Op::AddLink { name, link }, Refusal::Exists) => self.explain_link(op, name, link, cause).await,
             (Op::AddLink { link, .. }, Refusal::Forbidden) => self.explain_ipv6(op, link, cause).await,
             (Op::LinkUp(name), Refusal::InUse) => self.explain_port(op, name, cause).await,
@@ -268,6 +270,29 @@ impl Run<'_> {
             return Err(Error::ForeignRoute { subnet: *subnet, found: self.describe(entry) });
         }
         self.ask(op, render::replace_route(index, subnet, route)).await
+    }
+
+    /// The kernel takes no IPv6 gateway for one that is on our link while another link has the route to it, which is
+    /// just the one to be replaced where a peer stops being a neighbour (ip6_route_check_nh_onlink). A longer route to
+    /// the gateway alone lets it pass, and goes again; should we not get that far, it expires.
+    async fn replace_plain_route(
+        &mut self,
+        op: &Op,
+        subnet: &IpNet,
+        route: &Route,
+        cause: io::Error,
+    ) -> Result<(), Error> {
+        let ours = |entry: &RouteEntry| u8::from(entry.protocol) == ROUTE_PROTOCOL;
+        if !route.onlink || !self.routes_to(subnet).await?.iter().any(ours) {
+            return self.explain_gateway(op, subnet, cause).await;
+        }
+        let Some(index) = self.index(&route.link).await? else {
+            return Err(Error::NoLink { operation: op.to_string(), link: route.link.clone() });
+        };
+        self.ask(op, render::set_stepping_stone(index, route.via)).await?;
+        let replaced = self.replace_route(op, subnet, route).await;
+        self.ask(op, render::remove_stepping_stone(index, route.via)).await?;
+        replaced
     }
 
     /// The kernel takes no IPv6 gateway for one that is on our link if another link has a route to it.

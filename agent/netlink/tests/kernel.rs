@@ -7,8 +7,8 @@ mod support;
 use std::collections::BTreeSet;
 
 use podway_netlink::{Error, ROUTE_PROTOCOL};
-use podway_overlay::{Family, LinkKind, Mac, Mtu, Node, Op, Vni};
-use support::{Namespace, Pair, link, net, node, overlay};
+use podway_overlay::{Family, LinkKind, Mac, Mtu, Node, Op, Peering, Settings, Vni};
+use support::{Namespace, Pair, configured, link, net, node, overlay};
 
 #[test]
 fn n6_the_plan_is_reached_and_a_second_run_does_nothing() {
@@ -134,6 +134,8 @@ fn n20_nothing_of_a_stranger_is_touched_neither_by_run_nor_by_cleanup() {
     ours.ip("route add 10.244.2.0/24 via 192.0.2.9 metric 500");
     ours.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
     ours.ip("link add other type vxlan id 77 dstport 4789 local 192.0.2.1 dev eth0");
+    // Its own link-local address would be tentative for a while.
+    ours.ip("link set other addrgenmode none");
     ours.ip("link set other up");
     ours.ip("neigh add 10.77.0.1 lladdr 02:00:00:00:00:77 dev other nud permanent");
     ours.bridge("fdb add 02:00:00:00:00:77 dev other dst 192.0.2.77");
@@ -351,6 +353,67 @@ fn n17_five_thousand_peers_are_programmed_in_both_families() {
     assert_eq!(observed.rows, overlay.plan().rows);
     assert!(observed.rows.routes.len() > 10_000);
     assert_eq!(pair.nodes[0].reconcile(&mut overlay), []);
+}
+
+#[test]
+fn n17_refusals_are_told_of_the_very_rows_that_they_are_about() {
+    let pair = Pair::new();
+    let ours = &pair.nodes[0];
+    let mut overlay = overlay(ours, 1, &["10.0.0.0/8"]);
+    overlay.apply(&"node-2".into(), None);
+    let subnet = |n: u16| format!("10.{}.{}.0/24", 1 + n / 200, n % 200);
+    for n in 0..500 {
+        let peer = Node {
+            name: format!("peer-{n}").into(),
+            addresses: vec![format!("198.18.{}.{}", 1 + n / 200, n % 200).parse().unwrap()],
+            pod_cidrs: vec![net(&subnet(n))],
+            ..Node::default()
+        };
+        overlay.apply(&peer.name.clone(), Some(&peer));
+    }
+    let foreign: BTreeSet<String> = (0..500).step_by(7).map(subnet).collect();
+    let lines: Vec<String> =
+        foreign.iter().map(|subnet| format!("route add {subnet} via 192.0.2.9 proto static")).collect();
+    ours.ip_batch(&lines.join("\n"));
+
+    let ops = overlay.reconcile(&ours.observe(&overlay));
+    let report = ours.run(&ops);
+    let refused: BTreeSet<String> = report
+        .failures
+        .iter()
+        .map(|failure| match (&failure.op, &failure.error) {
+            (Op::SetRoute(subnet, _), Error::ForeignRoute { .. }) => subnet.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(refused, foreign);
+    assert_eq!((report.done, report.skipped.len()), (ops.len() - foreign.len(), 0));
+    let routed: BTreeSet<String> =
+        ours.observe(&overlay).rows.routes.keys().map(ToString::to_string).collect();
+    assert_eq!(routed, (0..500).map(subnet).filter(|subnet| !foreign.contains(subnet)).collect());
+}
+
+#[test]
+fn n6_learning_and_group_policy_are_as_set_and_a_link_without_them_is_made_again() {
+    let pair = Pair::new();
+    let ours = &pair.nodes[0];
+    let mut plain = overlay(ours, 1, &["10.244.0.0/16"]);
+    ours.reconcile(&mut plain);
+    for (learning, gbp, shown) in
+        [(true, false, "its learning is false, not true"), (true, true, "its GBP is false, not true")]
+    {
+        let set = Settings {
+            learning,
+            gbp,
+            ..Settings::new("node-1", vec![net("10.244.0.0/16")], Peering::Derived)
+        };
+        let mut overlay = configured(ours, set);
+        let ops = ours.reconcile(&mut overlay);
+        assert_eq!(ops[0].to_string(), format!("remove link flannel.1 ({shown})"));
+        assert_eq!(ours.reconcile(&mut overlay), []);
+        let link = ours.ip("-d link show flannel.1");
+        assert!(!link.contains("nolearning") && link.contains(" gbp") == gbp, "{link}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Taking over a table that stands, whichever podway made it and whoever has damaged it since.
 
 use crate::chains::Chooser;
-use crate::listing::Listing;
+use crate::listing::{Digests, Listing};
 use crate::process::Nft;
 use crate::schema::{Shape, chains, generation};
 use crate::{Error, json};
@@ -35,6 +35,12 @@ impl Wanted<'_> {
         let Some(text) = nft.list_table(self.table).await? else { return Ok((Standing::Missing, None)) };
         let listing = Listing::read(&format!("list table {}", self.table), &text)?;
         Ok((self.standing(&listing), Some(listing)))
+    }
+
+    /// Lists the rules alone.
+    pub(crate) async fn digests<N: Nft>(&self, nft: &mut N) -> Result<Digests, Error> {
+        let Some(text) = nft.list_rules(self.table).await? else { return Ok(Digests::default()) };
+        Ok(Listing::read(&format!("list table {}", self.table), &text)?.digests())
     }
 
     fn standing(&self, listing: &Listing) -> Standing {
@@ -82,6 +88,54 @@ impl Wanted<'_> {
         let flushes: String = chains(self.rules).into_keys().map(flush).collect();
         // Once to have all chains, once more for their rules: a table's text adds to what stands.
         format!("{}\n{flushes}{}\n", self.rules, self.rules)
+    }
+}
+
+/// What is known of a table's rules beyond their number.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Knowledge {
+    /// As they were listed when nobody had cause to doubt them.
+    digests: Digests,
+    /// Whether somebody may have changed them since.
+    doubted: bool,
+}
+
+impl Knowledge {
+    /// Somebody else wrote to the table.
+    pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    /// What is to be thought of a table that was listed: one that was made by this process and never listed since gets
+    /// its rules anew when there is doubt. That one is compared next time, or two podways on one node would keep
+    /// correcting each other.
+    pub(crate) fn judge(&mut self, standing: Standing, listing: &Listing) -> Standing {
+        let listed = listing.digests();
+        match standing {
+            Standing::Sound if !self.doubted => {
+                self.digests = listed;
+                Standing::Sound
+            }
+            Standing::Sound
+                if listed.iter().any(|(chain, digest)| self.digests.get(chain) != Some(digest)) =>
+            {
+                Standing::Damaged
+            }
+            standing => standing,
+        }
+    }
+
+    /// Learns the rules after they were written because of a doubt.
+    pub(crate) async fn learn<N: Nft>(&mut self, table: &Wanted<'_>, nft: &mut N) -> Result<(), Error> {
+        if self.doubted {
+            self.digests = table.digests(nft).await?;
+        }
+        Ok(())
+    }
+
+    /// The table is as it should be.
+    pub(crate) fn settle(&mut self) {
+        self.doubted = false;
     }
 }
 

@@ -79,6 +79,10 @@ impl Nft for FakeNft {
         Ok(Some(json!({"nftables": chains.chain(sets).collect::<Vec<_>>()}).to_string()))
     }
 
+    async fn list_rules(&mut self, table: &str) -> Result<Option<String>, Error> {
+        self.list_table(table).await
+    }
+
     async fn list_chains(&mut self) -> Result<String, Error> {
         self.go_blind_if_told()?;
         let tables = self.tables.iter();

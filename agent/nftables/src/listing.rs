@@ -1,10 +1,16 @@
 //! What nft lists, read as far as podway wants to know it.
 
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use nftables::expr::Expression;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Error;
+
+/// A hash of each chain of a table. Two lists by one nft can be compared, other things cannot.
+pub(crate) type Digests = BTreeMap<String, u64>;
 
 /// A list of nft's: sets with their elements, chains and rules, everything else passed over.
 ///
@@ -76,6 +82,21 @@ impl Listing {
     /// The rules, in their order.
     pub(crate) fn rules(&self) -> impl Iterator<Item = &ListedRule> {
         self.nftables.iter().filter_map(|it| it.rule.as_ref())
+    }
+
+    /// Each chain with a hash of what it and its rules say, as this nft lists them.
+    pub(crate) fn digests(&self) -> Digests {
+        let digest = |chain: &ListedChain| {
+            let mut hasher = DefaultHasher::new();
+            (&chain.hook, &chain.policy).hash(&mut hasher);
+            for rule in self.rules().filter(|rule| rule.chain == chain.name) {
+                let says = rule.expr.iter().filter(|statement| statement.get("counter").is_none());
+                says.for_each(|statement| statement.to_string().hash(&mut hasher));
+                0u8.hash(&mut hasher);
+            }
+            (chain.name.clone(), hasher.finish())
+        };
+        self.chains().map(digest).collect()
     }
 
     /// The generation that the table was loaded with, if it is of our making.

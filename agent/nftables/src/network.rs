@@ -8,7 +8,7 @@ use nftables::schema::{Element, NfCmd, NfListObject, NfObject, Nftables};
 use nftables::types::NfFamily;
 use podway_reconcile::{Delta, diff};
 
-use crate::adopt::{Standing, Wanted, element_line, network_text, remove_table};
+use crate::adopt::{Knowledge, Standing, Wanted, element_line, network_text, remove_table};
 use crate::json;
 use crate::listing::Listing;
 use crate::process::Nft;
@@ -36,8 +36,7 @@ pub struct Network<N = NftProcess> {
     mark: u32,
     /// What the kernel holds, and with which rules; `None` when that is not known.
     held: Option<(Ports, Elements)>,
-    /// Whether somebody may have changed rules in a way that a look at the table does not show.
-    doubted: bool,
+    rules: Knowledge,
 }
 
 type Elements = BTreeMap<(Set, IpNet), ()>;
@@ -77,14 +76,14 @@ impl<N: Nft> Network<N> {
     /// `mark` is the Services' masquerade bit.
     pub async fn adopt(mut nft: N, mark: u32) -> Result<Self, Error> {
         nft.list_table(&table()).await?;
-        Ok(Self { nft, mark, held: None, doubted: false })
+        Ok(Self { nft, mark, held: None, rules: Knowledge::default() })
     }
 
-    /// To be called when somebody else changed the table: the next [`Network::replace`] looks at it anew and writes
-    /// its rules anew.
+    /// To be called when somebody else changed the table: the next [`Network::replace`] looks at it anew, and
+    /// at what its rules say.
     pub fn invalidate(&mut self) {
         self.held = None;
-        self.doubted = true;
+        self.rules.doubt();
     }
 
     /// Makes the kernel hold exactly `rows`, and the rules that go with them, in one transaction; returns how many
@@ -100,17 +99,14 @@ impl<N: Nft> Network<N> {
         };
         let written = self.write(&make, standing, &diff(&wanted, &held), &wanted).await?;
         self.held = Some((rows.ports, wanted));
-        self.doubted = false;
+        self.rules.settle();
         Ok(written)
     }
 
     async fn observe(&mut self, make: &Wanted<'_>) -> Result<(Standing, Elements), Error> {
         let (standing, listing) = make.observe(&mut self.nft).await?;
-        let held = listing.as_ref().map(read).unwrap_or_default();
-        match standing {
-            Standing::Sound if self.doubted => Ok((Standing::Damaged, held)),
-            standing => Ok((standing, held)),
-        }
+        let Some(listing) = listing else { return Ok((standing, Elements::new())) };
+        Ok((self.rules.judge(standing, &listing), read(&listing)))
     }
 
     async fn write(
@@ -128,6 +124,7 @@ impl<N: Nft> Network<N> {
             }
             Standing::Damaged => {
                 if self.nft.load(&format!("{}{}", make.repair(), lines(change))).await.is_ok() {
+                    self.rules.learn(make, &mut self.nft).await?;
                     return Ok(change.len().max(1));
                 }
             }
@@ -135,6 +132,7 @@ impl<N: Nft> Network<N> {
         }
         let elements: Vec<_> = wanted.keys().map(|(set, it)| (set.of(it), network_text(it))).collect();
         self.nft.load(&make.replacement("", &elements)).await?;
+        self.rules.learn(make, &mut self.nft).await?;
         Ok(wanted.len().max(1))
     }
 

@@ -20,6 +20,8 @@ pub trait Nft {
     async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error>;
     /// Lists a table (`ip podway`) as JSON; `None` if there is none.
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error>;
+    /// The same without elements.
+    async fn list_rules(&mut self, table: &str) -> Result<Option<String>, Error>;
     /// Lists every chain there is as JSON, without rules.
     async fn list_chains(&mut self) -> Result<String, Error>;
     /// Lists a chain (`ip filter FORWARD`) with its rules as JSON; `None` if there is none.
@@ -57,6 +59,10 @@ impl Nft for NftProcess {
 
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
         self.list(&["-j", "list", "table"], table).await
+    }
+
+    async fn list_rules(&mut self, table: &str) -> Result<Option<String>, Error> {
+        self.list(&["-j", "-t", "list", "table"], table).await
     }
 
     async fn list_chains(&mut self) -> Result<String, Error> {

@@ -1,11 +1,11 @@
 //! The tables of Services: adopted at the start, then changed element by element.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use podway_proxy::{RowDelta, Rows};
 use podway_reconcile::{Delta, Recovery, diff};
 
-use crate::adopt::{Standing, Wanted, remove_table};
+use crate::adopt::{Knowledge, Standing, Wanted, remove_table};
 use crate::chains::Chooser;
 use crate::element::{self, Elements, Key, Value};
 use crate::json::{self, read_element};
@@ -24,8 +24,7 @@ pub struct Services<N = NftProcess> {
     nft: N,
     mark: u32,
     mirror: Option<Mirror>,
-    /// Whether somebody may have changed rules in a way that a look at the tables does not show.
-    doubted: bool,
+    rules: BTreeMap<Family, Knowledge>,
 }
 
 #[derive(Debug, Default)]
@@ -49,14 +48,16 @@ impl<N: Nft> Services<N> {
     /// The same, but at the first write: tables that stand without rows let connections to Services pass untranslated,
     /// and conntrack keeps them so.
     pub fn new(nft: N, mark: u32) -> Self {
-        Self { nft, mark, mirror: None, doubted: false }
+        Self { nft, mark, mirror: None, rules: BTreeMap::new() }
     }
 
-    /// To be called when somebody else changed the tables: the next call looks at them anew and writes their rules
-    /// anew. Elements that are missing then come with [`Services::replace`]; [`Services::apply`] does not know of them.
+    /// To be called when somebody else changed the tables: the next call looks at them anew, and at what their
+    /// rules say. Elements that are missing then come with [`Services::replace`]; [`Services::apply`] does not know of them.
     pub fn invalidate(&mut self) {
         self.mirror = None;
-        self.doubted = true;
+        for family in Family::ALL {
+            self.rules.entry(family).or_default().doubt();
+        }
     }
 
     /// The mirror, read from the kernel if there is none that can be believed.
@@ -75,7 +76,7 @@ impl<N: Nft> Services<N> {
             mirror.chains.extend(choosers(&held).map(|it| (family, it)));
             mirror.held.extend(held);
         }
-        self.doubted = false;
+        self.rules.values_mut().for_each(Knowledge::settle);
         Ok(mirror)
     }
 
@@ -88,13 +89,16 @@ impl<N: Nft> Services<N> {
             sample: &Chooser::samples().map(|it| it.text(family, mark)).concat(),
         };
         let (standing, listing) = wanted.observe(&mut self.nft).await?;
+        let rules = self.rules.entry(family).or_default();
+        let standing = listing.as_ref().map_or(standing, |it| rules.judge(standing, it));
         let held = listing.map(|it| elements(&it, family)).unwrap_or_default();
         let choosers: BTreeSet<Chooser> = choosers(&held).collect();
         let choosers: String = choosers.iter().map(|it| it.text(family, mark)).collect();
         match standing {
-            Standing::Sound if !self.doubted => return Ok(held),
-            Standing::Sound | Standing::Damaged => {
+            Standing::Sound => return Ok(held),
+            Standing::Damaged => {
                 if self.nft.load(&format!("{}{choosers}", wanted.repair())).await.is_ok() {
+                    rules.learn(&wanted, &mut self.nft).await?;
                     return Ok(held);
                 }
             }
@@ -103,6 +107,7 @@ impl<N: Nft> Services<N> {
         let text = |(key, value): (&Key, &Value)| (key.set(), json::text(&json::element(key, Some(value))));
         let handed_on: Vec<_> = held.iter().map(text).collect();
         self.nft.load(&wanted.replacement(&choosers, &handed_on)).await?;
+        rules.learn(&wanted, &mut self.nft).await?;
         Ok(held)
     }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use podway_nftables::{DEFAULT_MARK, FakeNft, Network, NetworkRows, Nft, Services};
+use podway_nftables::{DEFAULT_MARK, FakeNft, Network, NetworkRows, Nft, Ports, Services};
 use podway_proxy::{Frontend, Hairpin, Masquerade, Pool, Protocol, Rows};
 use proptest::prelude::*;
 
@@ -97,6 +97,51 @@ fn s31_the_networks_table_is_made_again_after_somebody_flushed_it() {
         network.nft_mut().load("delete table inet podway-network").await.unwrap();
         assert!(network.replace(&rows("10.77.4.0/24")).await.is_err());
         assert_eq!(network.replace(&rows("10.77.4.0/24")).await.unwrap(), 2);
+    });
+}
+
+#[test]
+fn n13_what_stands_no_more_is_made_again_by_one_transaction_after_a_doubt() {
+    block_on(async {
+        let rows = NetworkRows {
+            pod_networks: vec!["10.77.0.0/16".parse().unwrap()],
+            own_subnets: vec!["10.77.3.0/24".parse().unwrap()],
+            ..NetworkRows::default()
+        };
+        let mut network = Network::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
+        network.replace(&rows).await.unwrap();
+        for (damage, written) in [
+            ("delete table inet podway-network", 2),
+            ("delete element inet podway-network own-subnets-4 { 10.77.3.0/24 }", 1),
+            ("flush chain inet podway-network postrouting-4", 1),
+            ("delete chain inet podway-network postrouting", 1),
+            ("add rule inet podway-network postrouting drop", 1),
+        ] {
+            network.nft_mut().load(damage).await.unwrap();
+            let before = network.nft_mut().history.len();
+            network.invalidate();
+            assert_eq!(network.replace(&rows).await.unwrap(), written, "{damage}");
+            assert_eq!(network.nft_mut().history.len(), before + 1, "{damage}");
+            network.invalidate();
+            assert_eq!(network.replace(&rows).await.unwrap(), 0, "{damage}");
+        }
+    });
+}
+
+#[test]
+fn n10_another_choice_of_ports_is_one_transaction() {
+    block_on(async {
+        let rows = |ports| NetworkRows {
+            pod_networks: vec!["10.77.0.0/16".parse().unwrap()],
+            non_masquerade: vec!["192.0.2.0/24".parse().unwrap()],
+            ports,
+            ..NetworkRows::default()
+        };
+        let mut network = Network::adopt(FakeNft::default(), DEFAULT_MARK).await.unwrap();
+        assert_eq!(network.replace(&rows(Ports::Random)).await.unwrap(), 2);
+        assert_eq!(network.replace(&rows(Ports::Kept)).await.unwrap(), 2);
+        assert_eq!(network.nft_mut().history.len(), 2);
+        assert_eq!(network.replace(&rows(Ports::Kept)).await.unwrap(), 0);
     });
 }
 

@@ -88,6 +88,27 @@ fn n13_a_rule_that_was_changed_where_it_stands_is_put_right() {
 }
 
 #[test]
+fn n13_two_podways_on_one_node_do_not_keep_correcting_each_other() {
+    in_namespace(async {
+        let (mut one, mut two) = (Node::programmed().await, Node::programmed().await);
+        nft("flush chain ip podway judge");
+        let mut repairs = 0;
+        for _ in 0..4 {
+            for node in [&mut one, &mut two] {
+                if let Ok(damage) = tokio::time::timeout(SILENCE, node.watch.next()).await {
+                    node.mend(&damage.unwrap()).await;
+                    repairs += 1;
+                }
+            }
+        }
+        assert!(repairs <= 4, "{repairs} repairs of one thing");
+        one.hears_nothing().await;
+        two.hears_nothing().await;
+        one.assert_sound();
+    });
+}
+
+#[test]
 fn n13_a_chain_under_our_name_that_is_another_is_replaced_with_its_table() {
     in_namespace(async {
         let mut node = Node::programmed().await;

@@ -20,6 +20,8 @@ pub struct Host {
     pub routes: Vec<HostRoute>,
     /// The driver of the external interface, such as `vmxnet3`; `None` where there is none (contract N16).
     pub driver: Option<String>,
+    /// Bridges, with their addresses of families whose packets netfilter does not see there (contract N19).
+    pub unfiltered_bridges: Vec<(LinkName, IpNet)>,
 }
 
 /// One way of a route of the main table; a multipath route is one for each of its ways.
@@ -44,6 +46,7 @@ impl Host {
             device_macs: PerFamily::default(),
             routes: Vec::new(),
             driver: None,
+            unfiltered_bridges: Vec::new(),
         }
     }
 

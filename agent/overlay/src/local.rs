@@ -92,6 +92,7 @@ impl Local {
             };
             *local.subnets.get_mut(family) = Some(subnet);
             let Some(host) = host else { continue };
+            local.reasons.extend(bridges_not_filtered(host, subnet));
             match base(settings, names.get(family).as_ref(), host, own, subnet) {
                 Ok(base) => {
                     local.reasons.extend(address_differs(settings, host, own, base.address(), family));
@@ -130,6 +131,12 @@ impl Local {
         let base = self.bases.get(family).as_ref();
         base.map(|base| base.way(settings, routes, vtep)).transpose()
     }
+}
+
+/// Bridges of this node's pods on which Services do not work between neighbours (contract N19).
+fn bridges_not_filtered(host: &Host, subnet: IpNet) -> impl Iterator<Item = Reason> {
+    let here = host.unfiltered_bridges.iter().filter(move |(_, net)| subnet.contains(&net.addr()));
+    here.map(move |(bridge, _)| Reason::BridgeNotFiltered { bridge: bridge.clone(), subnet })
 }
 
 /// What the ways of the subnet's family start from; `name` is that of the VXLAN link.

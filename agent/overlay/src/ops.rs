@@ -139,12 +139,8 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
 /// has them.
 pub fn removal(observed: &Observed) -> Vec<Op> {
     let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
-    let ours = |(_, state): &(&LinkName, &LinkState)| state.ours && !observed.are_flannels();
-    let links = observed
-        .links
-        .iter()
-        .filter(ours)
-        .map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
+    let ours = observed.links.iter().filter(|(_, state)| state.ours && !observed.are_flannels());
+    let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
     let blackholes = observed.blackholes.iter().copied().map(Op::RemoveBlackhole);
     routes.chain(links).chain(blackholes).collect()
 }

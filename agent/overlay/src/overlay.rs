@@ -165,17 +165,12 @@ impl Overlay {
         Some(ops::rows(&wanted, &found))
     }
 
-    /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
-    pub fn invalidate(&mut self) {
-        self.before = None;
-    }
-
-    /// The peers of which something may have to be written at the next [`Self::changes`]; `None` = any of them.
+    /// The peers that the next [`Self::changes`] concerns; `None` when it may be all of them.
     pub fn touched(&self) -> Option<Vec<Arc<str>>> {
         self.before.as_ref().map(|before| before.keys().cloned().collect())
     }
 
-    /// The names of all peers that are heard of.
+    /// The names of the peers, whether anything leads to them or not.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
         self.readings.keys()
     }
@@ -191,6 +186,11 @@ impl Overlay {
     /// The MTU of the pods, once the interface is known.
     pub fn pod_mtu(&self) -> Option<Mtu> {
         Some(self.settings.inner_mtu(self.host.as_ref()?.external.mtu))
+    }
+
+    /// Notes that the kernel may not hold what it was given: a step failed, or somebody else changed something.
+    pub fn invalidate(&mut self) {
+        self.before = None;
     }
 
     /// What is wrong with which Node, in the order of their names. Costs as much as there are problems.
@@ -249,14 +249,19 @@ impl Overlay {
         Some(SubnetEnv::new(&self.settings, &self.local.subnets, mtu, ip_masq))
     }
 
-    /// Works out this machine's own part anew; if it differs, every peer is judged again.
+    /// Works out this machine's own part anew; if more of it differs than what is wrong with it, every peer is judged
+    /// again.
     fn relocate(&mut self) {
         let local = Local::of(&self.settings, &self.names, self.host.as_ref(), self.own.as_ref());
         if local == self.local {
             return;
         }
         note_faults(&mut self.faults, &self.settings.node, local.reasons.iter());
+        let same = (&local.subnets, &local.bases) == (&self.local.subnets, &self.local.bases);
         self.local = local;
+        if same {
+            return;
+        }
         self.before = None;
         let names: Vec<_> = self.readings.keys().cloned().collect();
         names.iter().for_each(|name| self.judge(name));

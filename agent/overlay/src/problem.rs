@@ -114,7 +114,40 @@ pub enum Reason {
         /// Its address.
         external: IpAddr,
     },
+    /// Netfilter does not see what pods of one bridge send each other.
+    #[error("bridge {bridge} has the pods of {subnet}, but net.bridge.bridge-nf-call-{} is not 1: pods there that \
+             reach each other by a Service get answers from the wrong address; load module br_netfilter and set it",
+             if subnet.addr().is_ipv4() { "iptables" } else { "ip6tables" })]
+    BridgeNotFiltered {
+        /// The bridge.
+        bridge: LinkName,
+        /// The subnet of its pods.
+        subnet: IpNet,
+    },
     /// The kernel takes IPv6 off a device below 1280 bytes.
     #[error("MTU {0} is below the 1280 that IPv6 needs: no IPv6 pod network on this node")]
     MtuTooSmall(Mtu),
+}
+
+impl Reason {
+    /// One word for it, as Events and metrics have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoNode => "NoNode",
+            Self::BackendType { .. } => "BackendType",
+            Self::Annotation { .. } => "Annotation",
+            Self::NoSubnet(..) => "NoSubnet",
+            Self::SubnetOutside(..) => "SubnetOutside",
+            Self::SubnetTaken { .. } => "SubnetTaken",
+            Self::MacTaken { .. } => "MacTaken",
+            Self::NoAddress(..) => "NoAddress",
+            Self::OwnAddress(..) => "OwnAddress",
+            Self::ExternalAddress { .. } => "ExternalAddress",
+            Self::AddressDiffers { .. } => "AddressDiffers",
+            Self::NoNeighbour { .. } => "NoNeighbour",
+            Self::Translated { .. } => "Translated",
+            Self::BridgeNotFiltered { .. } => "BridgeNotFiltered",
+            Self::MtuTooSmall(..) => "MtuTooSmall",
+        }
+    }
 }

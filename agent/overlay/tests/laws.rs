@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podway_overlay::{
-    ExternalInterface, FakeKernel, Family, FdbKey, Host, IfIndex, LinkName, Mac, Mtu, NeighbourKey, Node, Op,
-    Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl, removal,
+    Backend, ExternalInterface, FakeKernel, Family, FdbKey, Host, HostRoute, IfIndex, LinkName, Mac, Mtu,
+    NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl, removal,
 };
 use proptest::prelude::*;
 
@@ -21,6 +21,7 @@ const NAMES: [&str; 6] = ["a", "b", "c", OWN, "x", "y"];
 #[derive(Debug, Clone)]
 struct Shape {
     managed: bool,
+    host_gw: bool,
     v4: Option<(u8, u8)>,
     v6: Option<u8>,
     mac: u8,
@@ -30,7 +31,8 @@ struct Shape {
 #[derive(Debug, Clone)]
 enum Event {
     Node(usize, Option<Shape>),
-    Mtu(u32),
+    /// The external interface's MTU, and which underlay addresses are neighbours', a bit for each.
+    Host(u32, u8),
     Drain,
 }
 
@@ -38,23 +40,25 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn n17_incremental_equals_scratch(events in events()) {
-        let mut overlay = overlay();
-        let (mut nodes, mut mtu) = (BTreeMap::new(), 1500);
+    fn n17_incremental_equals_scratch(settings in any_settings(), events in events()) {
+        let mut overlay = Overlay::new(settings.clone()).unwrap();
+        overlay.set_host(host(1500));
+        let (mut nodes, mut facts) = (BTreeMap::new(), host(1500));
         for event in &events {
             match event {
                 Event::Node(at, shape) => { nodes.insert(*at, shape.clone()); }
-                Event::Mtu(to) => mtu = *to,
+                Event::Host(mtu, neighbours) => facts = host_with(*mtu, *neighbours),
                 Event::Drain => {}
             }
             feed(&mut overlay, event);
         }
-        let mut scratch = self::overlay();
-        scratch.set_host(host(mtu));
+        let mut scratch = Overlay::new(settings).unwrap();
+        scratch.set_host(facts);
         for (at, shape) in nodes {
             feed(&mut scratch, &Event::Node(at, shape));
         }
         prop_assert_eq!(overlay.plan(), scratch.plan());
+        prop_assert_eq!(overlay.annotations(), scratch.annotations());
     }
 
     /// The rule of contract N14 once more, by comparing each Node with every other.
@@ -68,7 +72,7 @@ proptest! {
             .iter()
             .zip(&shapes)
             .filter(|(name, _)| **name != OWN)
-            .filter_map(|(name, shape)| Some((*name, subnet4(shape.as_ref().filter(|shape| shape.managed)?)?, shape.as_ref()?.mac)))
+            .filter_map(|(name, shape)| Some((*name, subnet4(shape.as_ref().filter(|shape| shape.managed && !shape.host_gw)?)?, shape.as_ref()?.mac)))
             .collect();
         let own = shapes[3].as_ref().and_then(subnet4);
         let own_mac = shapes[3].as_ref().map(|shape| if shape.managed { mac(shape.mac, 4) } else { own_device_mac() });
@@ -88,9 +92,12 @@ proptest! {
     }
 
     #[test]
-    fn the_steps_reach_the_plan_and_no_route_ever_lacks_its_entries(first in events(), second in events()) {
+    fn n6_the_steps_reach_the_plan_and_no_live_peer_is_ever_cut_off(
+        settings in any_settings(), first in events(), second in events(),
+    ) {
         let mut kernel = FakeKernel::default();
-        let mut overlay = overlay();
+        let mut overlay = Overlay::new(settings).unwrap();
+        overlay.set_host(host(1500));
         for event in first.iter().chain([&Event::Drain]).chain(&second).chain([&Event::Drain]) {
             if !matches!(event, Event::Drain) {
                 feed(&mut overlay, event);
@@ -112,7 +119,13 @@ proptest! {
                 }
             }
             let observed = kernel.observe();
-            prop_assert_eq!(observed.rows.clone().routes_on(&plan.links.keys().collect()), plan.rows.routes.clone());
+            let planned = |family: Family| plan.held.get(family).is_none();
+            let routes: BTreeMap<_, _> =
+                observed.rows.routes.clone().into_iter().filter(|(subnet, _)| planned(Family::of(subnet))).collect();
+            prop_assert_eq!(routes, plan.rows.routes.clone());
+            let blackholes: BTreeSet<_> =
+                observed.blackholes.iter().copied().filter(|subnet| planned(Family::of(subnet))).collect();
+            prop_assert_eq!(blackholes, plan.blackholes.clone());
             for (name, link) in &plan.links {
                 let state = &observed.links[name];
                 prop_assert!(state.up && state.ours && state.mismatch(link).is_none());
@@ -127,7 +140,7 @@ proptest! {
     #[test]
     fn n17_a_change_of_one_peer_touches_that_peer_only(host in 1u8..=249, to in 1u8..=249) {
         let mut overlay = overlay();
-        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
+        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
         for n in 1..=249u8 {
             overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
         }
@@ -195,6 +208,271 @@ fn n7_a_new_mtu_is_set_in_place() {
     let ops = overlay.reconcile(&kernel.observe());
     assert!(ops.iter().all(|op| matches!(op, Op::SetLink { mac: None, mtu: Some(_), .. })), "{ops:?}");
     assert_eq!(ops.len(), 2, "one for each family");
+}
+
+#[test]
+fn n6_a_peer_that_becomes_a_neighbour_gets_its_plain_route_before_its_entries_go_and_the_reverse() {
+    let (mut overlay, mut kernel) = direct_peer(7, 0);
+    for (neighbours, kinds) in
+        [(1 << 7, ["SetRoute", "RemoveNeighbour", "RemoveFdb"]), (0, ["SetNeighbour", "SetFdb", "SetRoute"])]
+    {
+        overlay.set_host(host_with(1500, neighbours));
+        let ops = overlay.changes().unwrap();
+        assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), kinds);
+        for op in ops {
+            kernel.run(&op).unwrap();
+            assert_eq!(uncovered(&kernel.observe().rows), []);
+            assert_eq!(kernel.observe().rows.routes.len(), 1, "after {op}");
+        }
+    }
+    let shown: Vec<String> = overlay.plan().rows.routes.values().map(ToString::to_string).collect();
+    assert_eq!(shown, ["via 10.244.7.0 dev flannel.1 onlink"]);
+    overlay.set_host(host_with(1500, 1 << 7));
+    let shown: Vec<String> = overlay.plan().rows.routes.values().map(ToString::to_string).collect();
+    assert_eq!(shown, ["via 192.0.2.7 dev eth0"]);
+}
+
+#[test]
+fn n6_routes_of_the_machine_that_no_peer_is_behind_change_nothing() {
+    let (mut overlay, _) = direct_peer(7, 1 << 7);
+    let mut host = host_with(1500, 1 << 7);
+    host.routes.push(host_route([172, 16, 0, 1].into(), None));
+    overlay.set_host(host.clone());
+    assert_eq!(overlay.changes(), Some(vec![]));
+    host.routes
+        .iter_mut()
+        .for_each(|route| route.link = route.link.take().map(|(_, name)| (IfIndex(9), name)));
+    overlay.set_host(host);
+    assert_eq!(overlay.changes(), None, "the interface was made again: what was on it is gone");
+}
+
+#[test]
+fn n6_host_gw_routes_lead_to_the_peers_address_and_need_no_link() {
+    let mut overlay = Overlay::new(Settings { backend: Backend::HostGw, ..settings() }).unwrap();
+    overlay.set_host(host_with(1500, 0b0010_1000));
+    let shape =
+        |n| Shape { managed: true, host_gw: true, v4: Some((n, 24)), v6: Some(n), mac: n, underlay: n };
+    feed(&mut overlay, &Event::Node(3, Some(Shape { underlay: 0, ..shape(0) })));
+    for (at, n) in [(0, 3), (1, 4), (2, 5)] {
+        feed(&mut overlay, &Event::Node(at, Some(shape(n))));
+    }
+    feed(&mut overlay, &Event::Node(4, Some(Shape { host_gw: false, ..shape(2) })));
+    let plan = overlay.plan();
+    let shown: Vec<String> = plan.rows.routes.iter().map(|(net, route)| format!("{net} {route}")).collect();
+    assert_eq!(
+        shown,
+        [
+            "10.244.3.0/24 via 192.0.2.3 dev eth0",
+            "10.244.5.0/24 via 192.0.2.5 dev eth0",
+            "fd00:0:0:3::/64 via 2001:db8::3 dev eth0",
+            "fd00:0:0:5::/64 via 2001:db8::5 dev eth0",
+        ]
+    );
+    assert!(plan.links.is_empty() && plan.rows.neighbours.is_empty() && plan.rows.fdb.is_empty());
+    let shown: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(shown.len(), 3, "{shown:?}");
+    assert!(
+        shown[0].starts_with("Node b: its address 192.0.2.4 is no neighbour's on interface eth0"),
+        "{shown:?}"
+    );
+    assert!(shown[2].starts_with("Node x: annotation backend-type is `vxlan`, not `host-gw`"), "{shown:?}");
+    let wanted = overlay.annotations();
+    assert_eq!((&*wanted["backend-data"], &*wanted["backend-v6-data"]), ("null", "null"));
+    assert_eq!(wanted["public-ip"], "192.0.2.250");
+    let env = overlay.subnet_env(true).unwrap();
+    assert_eq!(env.mtu, Mtu::new(1500).unwrap());
+}
+
+#[test]
+fn n6_host_gw_does_not_work_through_a_translator_and_says_so() {
+    let mut overlay = Overlay::new(Settings { backend: Backend::HostGw, ..settings() }).unwrap();
+    let public = PerFamily { v4: Some([203, 0, 113, 9].into()), v6: None };
+    overlay.set_host(Host { public, ..host(1500) });
+    feed(&mut overlay, &own_event());
+    let texts: Vec<String> = overlay.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    assert!(
+        texts[0].contains("203.0.113.9 is to be published, but interface eth0 has 192.0.2.250"),
+        "{texts:?}"
+    );
+    assert!(overlay.plan().held.v4.is_some() && overlay.plan().held.v6.is_none());
+}
+
+#[test]
+fn n6_a_node_that_changes_its_backend_moves_its_routes_before_the_link_goes() {
+    let (_, mut kernel) = direct_peer(7, 0);
+    let mut overlay = Overlay::new(Settings { backend: Backend::HostGw, ..settings() }).unwrap();
+    overlay.set_host(host_with(1500, 1 << 7));
+    feed(&mut overlay, &own_event());
+    let mut changed = peer(7);
+    changed.flannel.insert("backend-type".to_owned(), "host-gw".to_owned());
+    overlay.apply(&changed.name.clone(), Some(&changed));
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), ["SetRoute", "RemoveLink", "RemoveLink"]);
+    for op in ops {
+        kernel.run(&op).unwrap();
+        assert_eq!(kernel.observe().rows.routes.len(), 1, "after {op}");
+    }
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+}
+
+#[test]
+fn n8_a_chosen_public_address_is_only_published() {
+    let (mut overlay, kernel) = with_peer(7);
+    let public = PerFamily { v4: Some([203, 0, 113, 9].into()), v6: Some("2001:db8:9::9".parse().unwrap()) };
+    overlay.set_host(Host { public, ..host(1500) });
+    let wanted = overlay.annotations();
+    assert_eq!((&*wanted["public-ip"], &*wanted["public-ipv6"]), ("203.0.113.9", "2001:db8:9::9"));
+    assert!(overlay.plan().links.values().all(|link| link.local != IpAddr::from([203, 0, 113, 9])));
+    let kinds: Vec<&str> = overlay.reconcile(&kernel.observe()).iter().map(kind).collect();
+    assert_eq!(kinds, ["SetOffload", "SetOffload"], "behind a translator (N16)");
+    assert!(overlay.offload_breakage().unwrap().to_string().contains("203.0.113.9"));
+}
+
+#[test]
+fn n8_a_new_address_of_the_interface_is_published_and_sent_from() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let mac = kernel.observe().links[&LinkName::new("flannel.1").unwrap()].mac;
+    let mut moved = host(1500);
+    moved.external.v4 = Some(Ipv4Addr::new(192, 0, 2, 251));
+    moved.device_macs = PerFamily::default();
+    overlay.set_host(moved);
+    assert_eq!(overlay.annotations()["public-ip"], "192.0.2.251");
+    assert_eq!(overlay.changes(), None);
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    let observed = kernel.observe();
+    assert_eq!(observed.rows, overlay.plan().rows);
+    assert_eq!(observed.links[&LinkName::new("flannel.1").unwrap()].mac, mac, "the MAC stays");
+}
+
+#[test]
+fn n7_an_interface_that_is_made_again_makes_the_link_again_with_its_mac() {
+    let mut overlay = overlay();
+    let mut kernel = FakeKernel::default();
+    let own = Shape { managed: false, host_gw: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    feed(&mut overlay, &Event::Node(3, Some(own)));
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    let name = LinkName::new("flannel.1").unwrap();
+    assert_eq!(kernel.observe().links[&name].mac, Some(own_device_mac()));
+    // The kernel removes VXLAN links with their lower interface.
+    kernel.run(&Op::RemoveLink { name: name.clone(), why: podway_overlay::WhyRemoved::CleanUp }).unwrap();
+    let mut remade = host(1500);
+    remade.external.index = IfIndex(12);
+    remade.device_macs = PerFamily::default();
+    overlay.set_host(remade);
+    assert_eq!(overlay.changes(), None);
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    assert_eq!(kernel.observe().links[&name].mac, Some(own_device_mac()));
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+}
+
+#[test]
+fn n16_checksum_offload_is_switched_off_on_new_links_and_repaired() {
+    let settings = Settings { checksum_offload: podway_overlay::Offload::Off, ..settings() };
+    let (mut overlay, mut kernel) = (Overlay::new(settings).unwrap(), FakeKernel::default());
+    overlay.set_host(host(1500));
+    feed(&mut overlay, &own_event());
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    let link = LinkName::new("flannel.1").unwrap();
+    assert!(kernel.observe().links.values().all(|state| state.offload == Some(false)));
+    kernel.state_mut().links.get_mut(&link).unwrap().offload = Some(true);
+    assert_eq!(overlay.reconcile(&kernel.observe()), [Op::SetOffload(link.clone(), false)]);
+    kernel.state_mut().links.get_mut(&link).unwrap().offload = None;
+    assert_eq!(overlay.reconcile(&kernel.observe()), [], "a kernel that cannot be asked");
+}
+
+#[test]
+fn n19_a_strict_reverse_path_filter_is_loosened_on_our_link_alone() {
+    let setting = |of: &str| Sysctl::RpFilter(LinkName::new(of).unwrap());
+    for (all, link, loosened) in
+        [("0", "0", false), ("1", "0", true), ("0", "1", true), ("2", "1", false), ("1", "2", false)]
+    {
+        let (mut overlay, mut kernel) = with_peer(7);
+        kernel.state_mut().sysctls.insert(setting("all"), all.to_owned());
+        kernel.state_mut().sysctls.insert(setting("flannel.1"), link.to_owned());
+        let expected: Vec<Op> = loosened.then(|| Op::SetSysctl(setting("flannel.1"))).into_iter().collect();
+        assert_eq!(overlay.reconcile(&kernel.observe()), expected, "all {all}, link {link}");
+    }
+    let (mut overlay, mut kernel) = (overlay(), FakeKernel::default());
+    kernel.state_mut().sysctls.insert(setting("all"), "0".to_owned());
+    kernel.state_mut().sysctls.insert(setting("default"), "1".to_owned());
+    feed(&mut overlay, &own_event());
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    assert_eq!(kernel.observe().sysctls[&setting("flannel.1")], "2", "a link yet to be made");
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+}
+
+#[test]
+fn n19_a_bridge_of_this_nodes_pods_that_netfilter_does_not_see_is_reported() {
+    let (mut overlay, _) = with_peer(7);
+    let bridge = |name: &str, net: &str| (LinkName::new(name).unwrap(), net.parse::<IpNet>().unwrap());
+    let unfiltered_bridges = vec![bridge("cni0", "10.244.0.1/24"), bridge("docker0", "172.17.0.1/16")];
+    overlay.set_host(Host { unfiltered_bridges, ..host(1500) });
+    let texts: Vec<String> =
+        overlay.problems().iter().filter(|problem| &*problem.node == OWN).map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    assert!(texts[0].contains("bridge cni0") && texts[0].contains("bridge-nf-call-iptables"), "{texts:?}");
+    assert_eq!(overlay.changes(), Some(vec![]), "nothing else is looked at again");
+    overlay.set_host(host(1500));
+    assert!(overlay.problems().iter().all(|problem| &*problem.node != OWN));
+}
+
+#[test]
+fn n22_the_own_subnet_gets_a_blackhole_route_and_loses_it_with_the_setting() {
+    let (mut overlay, mut kernel) =
+        (Overlay::new(Settings { blackhole: true, ..settings() }).unwrap(), FakeKernel::default());
+    overlay.set_host(host(1500));
+    feed(&mut overlay, &own_event());
+    let ops = overlay.reconcile(&kernel.observe());
+    for op in &ops {
+        kernel.run(op).unwrap();
+    }
+    let own: BTreeSet<IpNet> = ["10.244.0.0/24", "fd00::/64"].map(|net| net.parse().unwrap()).into();
+    assert_eq!(kernel.observe().blackholes, own);
+    let mut without = self::overlay();
+    feed(&mut without, &own_event());
+    let ops = without.reconcile(&kernel.observe());
+    assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), ["RemoveBlackhole", "RemoveBlackhole"]);
+}
+
+#[test]
+fn n14_problems_follow_the_nodes_that_have_them() {
+    let (mut overlay, _) = with_peer(7);
+    let texts = |overlay: &Overlay| -> Vec<String> {
+        overlay.problems().iter().map(ToString::to_string).filter(|text| !text.contains("no IPv6")).collect()
+    };
+    assert_eq!(texts(&overlay), Vec::<String>::new());
+    let rival = Node { name: "peer-8".into(), ..peer(7) };
+    overlay.apply(&rival.name.clone(), Some(&rival));
+    let found = texts(&overlay);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("Node peer-8: subnet 10.244.7.0/24 overlaps"), "{found:?}");
+    overlay.apply(&peer(7).name.clone(), None);
+    assert_eq!(texts(&overlay), Vec::<String>::new());
+}
+
+/// An overlay with DirectRouting and one peer, and the kernel that has it.
+fn direct_peer(n: u8, neighbours: u8) -> (Overlay, FakeKernel) {
+    let settings = Settings { direct_routing: true, ..settings() };
+    let (mut overlay, mut kernel) = (Overlay::new(settings).unwrap(), FakeKernel::default());
+    overlay.set_host(host_with(1500, neighbours));
+    feed(&mut overlay, &own_event());
+    overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
+    for op in overlay.reconcile(&kernel.observe()) {
+        kernel.run(&op).unwrap();
+    }
+    assert_eq!(kernel.observe().rows.routes.len(), 1);
+    (overlay, kernel)
 }
 
 #[test]
@@ -284,7 +562,8 @@ fn n5_the_annotations_to_write_are_those_that_differ() {
 
 #[test]
 fn n6_the_mac_is_that_of_the_annotation_else_of_the_device_else_derived() {
-    let unmanaged = Shape { managed: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    let unmanaged =
+        Shape { managed: false, host_gw: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
     let link = LinkName::new("flannel.1").unwrap();
     let mac_of = |overlay: &Overlay| overlay.plan().links[&link].mac;
 
@@ -311,15 +590,21 @@ fn with_peer(n: u8) -> (Overlay, FakeKernel) {
 }
 
 fn own_event() -> Event {
-    Event::Node(3, Some(Shape { managed: true, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 }))
+    Event::Node(
+        3,
+        Some(Shape { managed: true, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 }),
+    )
 }
 
 /// Routes whose gateway has no MAC, or whose MAC leads nowhere.
 fn uncovered(rows: &Rows) -> Vec<IpNet> {
     let covered = |route: &Route| {
+        if !route.onlink {
+            return Some(route.via);
+        }
         let key = NeighbourKey { link: route.link.clone(), address: route.via };
         let mac = rows.neighbours.get(&key)?;
-        rows.fdb.get(&FdbKey { link: route.link.clone(), mac: *mac })
+        rows.fdb.get(&FdbKey { link: route.link.clone(), mac: *mac }).copied()
     };
     rows.routes.iter().filter(|(_, route)| covered(route).is_none()).map(|(subnet, _)| *subnet).collect()
 }
@@ -328,16 +613,6 @@ fn uncovered(rows: &Rows) -> Vec<IpNet> {
 fn cut_off(before: &Rows, now: &Rows, wanted: &Rows) -> Vec<IpNet> {
     let stays = before.routes.keys().filter(|subnet| wanted.routes.contains_key(subnet));
     stays.filter(|subnet| !now.routes.contains_key(subnet)).copied().collect()
-}
-
-trait RoutesOn {
-    fn routes_on(self, links: &BTreeSet<&LinkName>) -> BTreeMap<IpNet, Route>;
-}
-
-impl RoutesOn for Rows {
-    fn routes_on(self, links: &BTreeSet<&LinkName>) -> BTreeMap<IpNet, Route> {
-        self.routes.into_iter().filter(|(_, route)| links.contains(&route.link)).collect()
-    }
 }
 
 fn kind(op: &Op) -> &'static str {
@@ -364,7 +639,8 @@ fn kind(op: &Op) -> &'static str {
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
         8 => (0..NAMES.len(), prop::option::weighted(0.8, shape())).prop_map(|(at, shape)| Event::Node(at, shape)),
-        1 => prop_oneof![Just(1400), Just(1500)].prop_map(Event::Mtu),
+        2 => (prop_oneof![Just(1400), Just(1500)], any::<u8>())
+            .prop_map(|(mtu, neighbours)| Event::Host(mtu, neighbours)),
         2 => Just(Event::Drain),
     ];
     prop::collection::vec(event, 0..25)
@@ -374,12 +650,25 @@ fn shape() -> impl Strategy<Value = Shape> {
     let v4 =
         prop::option::weighted(0.9, (0u8..6, prop_oneof![4 => Just(24u8), 1 => Just(23), 1 => Just(25)]));
     let v6 = prop::option::of(0u8..5);
-    (prop::bool::weighted(0.9), v4, v6, 0u8..8, 1u8..6).prop_map(|(managed, v4, v6, mac, underlay)| Shape {
+    let bools = (prop::bool::weighted(0.9), prop::bool::weighted(0.2));
+    (bools, v4, v6, 0u8..8, 1u8..6).prop_map(|((managed, host_gw), v4, v6, mac, underlay)| Shape {
         managed,
+        host_gw,
         v4,
         v6,
         mac,
         underlay,
+    })
+}
+
+/// VXLAN with and without DirectRouting, and host-gw.
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let backend = prop_oneof![3 => Just(Backend::Vxlan), 1 => Just(Backend::HostGw)];
+    (backend, any::<bool>(), any::<bool>()).prop_map(|(backend, direct_routing, blackhole)| Settings {
+        backend,
+        direct_routing,
+        blackhole,
+        ..settings()
     })
 }
 
@@ -395,6 +684,12 @@ fn settings() -> Settings {
 }
 
 fn host(mtu: u32) -> Host {
+    host_with(mtu, 0)
+}
+
+/// A machine on which the underlay addresses 192.0.2.n and 2001:db8::n are neighbours' if bit n is set, and behind
+/// a router otherwise.
+fn host_with(mtu: u32, neighbours: u8) -> Host {
     let external = ExternalInterface {
         index: IfIndex(2),
         name: LinkName::new("eth0").unwrap(),
@@ -402,7 +697,21 @@ fn host(mtu: u32) -> Host {
         v4: Some(Ipv4Addr::new(192, 0, 2, 250)),
         v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x250)),
     };
-    Host { device_macs: PerFamily { v4: Some(own_device_mac()), v6: None }, ..Host::new(external) }
+    let device_macs = PerFamily { v4: Some(own_device_mac()), v6: None };
+    let routes = (0..8).flat_map(|n| {
+        let address = |text: String| -> IpAddr { text.parse().unwrap() };
+        let via = |router: &str| (neighbours & (1 << n) == 0).then(|| address(router.to_owned()));
+        [
+            host_route(address(format!("192.0.2.{n}")), via("192.0.2.254")),
+            host_route(address(format!("2001:db8::{n}")), via("2001:db8::254")),
+        ]
+    });
+    Host { device_macs, routes: routes.collect(), ..Host::new(external) }
+}
+
+fn host_route(address: IpAddr, via: Option<IpAddr>) -> HostRoute {
+    let link = Some((IfIndex(2), LinkName::new("eth0").unwrap()));
+    HostRoute { destination: address.into(), metric: 0, via, link }
 }
 
 fn own_device_mac() -> Mac {
@@ -416,7 +725,7 @@ fn feed(overlay: &mut Overlay, event: &Event) {
             let node = shape.as_ref().map(|shape| node(&name, shape));
             overlay.apply(&name, node.as_ref());
         }
-        Event::Mtu(mtu) => overlay.set_host(host(*mtu)),
+        Event::Host(mtu, neighbours) => overlay.set_host(host_with(*mtu, *neighbours)),
         Event::Drain => {}
     }
 }
@@ -431,7 +740,7 @@ fn node(name: &str, shape: &Shape) -> Node {
     if shape.managed {
         node.flannel = [
             ("kube-subnet-manager", "true".to_owned()),
-            ("backend-type", "vxlan".to_owned()),
+            ("backend-type", if shape.host_gw { "host-gw" } else { "vxlan" }.to_owned()),
             ("backend-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 4))),
             ("backend-v6-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 6))),
             ("public-ip", format!("192.0.2.{}", shape.underlay)),
@@ -445,7 +754,10 @@ fn node(name: &str, shape: &Shape) -> Node {
 }
 
 fn peer(n: u8) -> Node {
-    node(&format!("peer-{n}"), &Shape { managed: true, v4: Some((n, 24)), v6: None, mac: n, underlay: n })
+    node(
+        &format!("peer-{n}"),
+        &Shape { managed: true, host_gw: false, v4: Some((n, 24)), v6: None, mac: n, underlay: n },
+    )
 }
 
 fn subnet4(shape: &Shape) -> Option<IpNet> {

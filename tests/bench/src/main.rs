@@ -2,6 +2,7 @@
 //! table.
 
 mod clusters;
+mod cni;
 mod contenders;
 mod machine;
 mod memory;
@@ -38,6 +39,15 @@ enum Bench {
         #[arg(long)]
         save: bool,
     },
+    /// The CNI plugin: how long ADD and DEL take, beside the standard plugins.
+    ///
+    /// podway, ptp and bridge (both with host-local), each with and without portmap, on one node in turn: alone, with 100
+    /// pods there already, and with two families. Two to three minutes.
+    Cni {
+        /// Also write the tables to docs/benchmarks/cni.md.
+        #[arg(long)]
+        save: bool,
+    },
     /// The pod network beside flanneld: peers, changes, memory, and what the data path carries.
     ///
     /// 250, 1,000 and 5,000 simulated Nodes in a real kube-apiserver, programmed by podway and by the real flanneld; then
@@ -65,6 +75,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     match arguments.bench {
         Some(Bench::Sizes { save }) => sizes::run(save),
+        Some(Bench::Cni { save }) => cni::run(save),
         Some(Bench::Overlay { save, only }) => overlay::run(save, only),
         None => Ok(Arguments::command().print_long_help()?),
     }

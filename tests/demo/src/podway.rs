@@ -94,6 +94,7 @@ impl Podway {
             "network": { "podNetworks": POD_NETWORKS, "subnetFile": self.subnet_file()? },
             // The machine's own sockets are none of the demo's business.
             "ebpf": { "cgroup": self.node.cgroup(), "pinDirectory": self.pins()? },
+            "status": { "socket": self.node.folder()?.join("podway.sock") },
         });
         write(&self.config()?, &serde_saphyr::to_string(&config).context("write YAML")?)
     }

@@ -193,7 +193,8 @@ impl CniNode {
 }
 
 impl Answer {
-    fn of(output: Output) -> Result<Self> {
+    /// Reads what a call said.
+    pub fn of(output: Output) -> Result<Self> {
         let text = output.stdout.trim();
         let json =
             if text.is_empty() { Value::Null } else { serde_json::from_str(text).context(output.stdout)? };

@@ -39,21 +39,21 @@ fn n2_two_hundred_nodes_that_join_in_the_same_second_get_subnets_of_their_own() 
             assert_eq!(node["spec"]["podCIDR"], cidrs[0].to_string());
         }
 
-        let (first, last) = ("10.177.1.0".parse()?, "10.177.40.0".parse()?);
-        let full = [Range::new(net("10.177.0.0/16"), Some(24), Some(first), Some(last))?];
+        let (first, last) = ("172.20.1.0".parse()?, "172.20.40.0".parse()?);
+        let full = [Range::new(net("172.20.0.0/16"), Some(24), Some(first), Some(last))?];
         let subnets = join(&plane, "full", 40, &full)?;
         assert_all_different(&subnets, &full);
 
         plane.apply(manifests::node("one-too-many"))?;
         let refused = run(&plane, async |kubeconfig| assign(kubeconfig, "one-too-many", "m", &full).await)?;
         let why = refused.unwrap_err().to_string();
-        assert!(why.contains("10.177.0.0/16") && why.contains("40 are held"), "{why}");
+        assert!(why.contains("172.20.0.0/16") && why.contains("40 are held"), "{why}");
 
         // Without a garbage collector the claim of the deleted Node stays, and is taken over.
         plane.delete(manifests::node("full-7"))?;
         let late = run(&plane, async |kubeconfig| assign(kubeconfig, "one-too-many", "m", &full).await)??;
         assert!(subnets.contains(&late.subnets), "{:?}", late.subnets);
-        assert_eq!(claims(&plane, "podway-subnet-10-177-")?.len(), 40);
+        assert_eq!(claims(&plane, "podway-subnet-172-20-")?.len(), 40);
 
         // With one it goes by itself.
         let collector = plane.host().command(reference("kube-controller-manager")?).args([
@@ -64,7 +64,7 @@ fn n2_two_hundred_nodes_that_join_in_the_same_second_get_subnets_of_their_own() 
         let _collector = collector.start("garbage-collector")?;
         plane.delete(manifests::node("full-8"))?;
         eventually(SOON, "the claim of the deleted Node is gone", || {
-            let left = claims(&plane, "podway-subnet-10-177-").map_err(|error| format!("{error:#}"))?;
+            let left = claims(&plane, "podway-subnet-172-20-").map_err(|error| format!("{error:#}"))?;
             if left.len() == 39 { Ok(()) } else { Err(format!("{} claims", left.len())) }
         });
         Ok(())

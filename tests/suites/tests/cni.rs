@@ -378,6 +378,33 @@ fn n11_gc_frees_leaked_addresses_and_links_and_leaves_valid_ones_and_strangers()
 }
 
 #[test]
+fn n11_a_pod_may_have_a_second_network_whose_default_route_comes_after_the_first() {
+    in_lab("cni-second", |lab| {
+        let cni = CniNode::new(lab)?;
+        let pod = cni.node().sandbox("pod")?;
+        cni.add(&pod)?;
+        let first = lab.folder("second")?.path().join("subnet.env");
+        fs::write(
+            &first,
+            fs::read_to_string(cni.subnet_file())?.replace("77.1.1", "77.9.1").replace(":1::1", ":9::1"),
+        )?;
+        let config = cni.config(json!({ "name": "second", "subnetFile": first }));
+        let second = |verb: &str| -> Result<Answer> {
+            let output = cni.command(verb, &pod, &config)?.env("CNI_IFNAME", "net1").output()?;
+            Answer::of(output)?.succeeded(verb)
+        };
+        assert_eq!(second("ADD")?.addresses()[0].to_string(), "10.77.9.2");
+        let routes = pod.command("ip").args(["route", "show", "default"]).run()?;
+        let routes: Vec<&str> = routes.lines().map(str::trim).collect();
+        assert_eq!(routes, ["default via 10.77.1.1 dev eth0", "default via 10.77.9.1 dev net1"]);
+        second("DEL")?;
+        let _server = cni.node().serve("node", PORT)?;
+        reaches(&pod, (cni.node().ipv4(), PORT), SOON)?;
+        reaches(&pod, (cni.node().ipv6(), PORT), SOON)
+    });
+}
+
+#[test]
 fn n11_a_requested_address_is_given() {
     in_lab("cni-requested", |lab| {
         let cni = CniNode::new(lab)?;

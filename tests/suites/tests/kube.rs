@@ -227,7 +227,7 @@ fn s42_the_rights_of_manifests_rbac_yaml_are_enough_and_no_more_than_that() {
             ("watch", "endpointslices", true),
             ("watch", "nodes", true),
             ("patch", "nodes/status", true),
-            ("patch", "nodes", false),
+            ("patch", "nodes", true),
             ("update", "nodes/status", false),
             ("delete", "nodes", false),
             ("create", "services", false),

@@ -2,6 +2,8 @@
 
 mod connection;
 mod contact;
+mod event_ledger;
+mod event_writer;
 mod fold;
 mod follow;
 mod node_writer;
@@ -19,6 +21,7 @@ use podway_overlay::AssignPolicy;
 use tokio::sync::mpsc::Sender;
 
 use self::contact::Contact;
+pub use self::event_writer::{EventReason, EventWriter, Regarding};
 use self::follow::{Closed, Followed, endpoint_slices, follow, nodes, services};
 pub use self::node_writer::NodeWriter;
 pub use self::pod::node_of_pod;
@@ -42,6 +45,10 @@ impl ApiServer {
 
     pub(crate) fn node_writer(&self) -> NodeWriter {
         NodeWriter::new(self.client.clone())
+    }
+
+    pub(crate) fn event_writer(&self, node: &str) -> EventWriter {
+        EventWriter::start(self.client.clone(), node)
     }
 
     pub(crate) fn subnet_claims(&self, policy: AssignPolicy) -> SubnetClaims {

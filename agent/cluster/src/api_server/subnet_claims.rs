@@ -206,9 +206,8 @@ where
 /// Subnets that others gave are used even where podway may not claim them: it never could before.
 fn unguarded(assigner: &Assigner, error: Error) -> Result<Assignment, AssignError> {
     let is_forbidden = matches!(error, Error::Assign { code: Some(403), .. });
-    let subnets = assigner.given().to_vec();
-    match is_forbidden && !subnets.is_empty() {
-        true => Ok(Assignment { subnets, is_new: false, unguarded: Some(error.to_string()) }),
-        false => Err(error.into()),
+    match assigner.given().filter(|_| is_forbidden) {
+        Some(given) => Ok(Assignment { unguarded: Some(error.to_string()), ..given }),
+        None => Err(error.into()),
     }
 }

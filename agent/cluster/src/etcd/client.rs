@@ -34,8 +34,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A list of all 65,536 subnets of a /8 has 16 MB.
 const LARGEST_ANSWER: usize = 256 << 20;
 
-/// A user of one etcd cluster. Connects when something is called.
-#[derive(Debug, Clone)]
+/// A user of one etcd cluster. Connects when something is called. Not to be printed: it knows a password.
+#[derive(Clone)]
 pub(super) struct Client {
     config: EtcdConfig,
     members: Vec<Member>,
@@ -44,7 +44,7 @@ pub(super) struct Client {
     token: Option<MetadataValue<Ascii>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Member {
     url: String,
     channel: Channel,
@@ -139,8 +139,10 @@ impl Client {
             Err(status) if status.message().contains("authentication is not enabled") => return Ok(()),
             answer => answer?,
         };
-        let token = MetadataValue::try_from(answer.token.as_str());
-        self.token = Some(token.map_err(|_| Status::internal("the token is no ASCII text"))?);
+        let mut token = MetadataValue::try_from(answer.token.as_str())
+            .map_err(|_| Status::internal("the token is no ASCII text"))?;
+        token.set_sensitive(true);
+        self.token = Some(token);
         Ok(())
     }
 
@@ -288,4 +290,38 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn n3_an_endpoint_without_scheme_is_tls_if_there_is_a_certificate() {
+        let plain = EtcdConfig::default();
+        let certified = EtcdConfig { cert_file: "client.crt".into(), ..EtcdConfig::default() };
+        for (endpoint, without, with) in [
+            ("192.0.2.3:2379", "http://192.0.2.3:2379", "https://192.0.2.3:2379"),
+            ("[2001:db8::3]:2379", "http://[2001:db8::3]:2379", "https://[2001:db8::3]:2379"),
+            ("http://etcd-1:2379/", "http://etcd-1:2379", "http://etcd-1:2379"),
+            ("https://etcd-1:2379", "https://etcd-1:2379", "https://etcd-1:2379"),
+        ] {
+            assert_eq!(url(endpoint, &plain).as_deref(), Ok(without));
+            assert_eq!(url(endpoint, &certified).as_deref(), Ok(with));
+        }
+        for endpoint in ["", "ftp://192.0.2.3", "http://", "unix:///run/etcd.sock", "two words:2379"] {
+            assert!(url(endpoint, &plain).is_err(), "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn n3_an_error_is_told_with_what_is_behind_it_and_nothing_twice() {
+        let behind = std::io::Error::other("connection refused");
+        let status = Status::from_error(Box::new(std::io::Error::other(behind)));
+        assert_eq!(cause(&status), "connection refused");
+        assert_eq!(
+            cause(&Status::unauthenticated("invalid user ID or password")),
+            "invalid user ID or password"
+        );
+    }
 }

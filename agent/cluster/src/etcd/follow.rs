@@ -31,7 +31,6 @@ const CONTEST_PAUSE: Duration = Duration::from_secs(5);
 const ADOPTED: Duration = Duration::from_secs(24 * 3600);
 
 /// One node in the store.
-#[derive(Debug)]
 pub(super) struct Follower {
     store: Store,
     request: LeaseRequest,
@@ -121,7 +120,7 @@ impl Follower {
         let Some(known) = self.mirror.get(&held.key) else {
             return self.lose("it was deleted or has run out".to_owned()).await;
         };
-        if known.entry.revision <= held.revision {
+        if known.revision == held.revision {
             return;
         }
         let theirs = known.lease.as_ref().map(|lease| lease.attributes.clone()).unwrap_or_default();
@@ -131,9 +130,9 @@ impl Follower {
             return self.lose(format!("node {} holds it now", holder.collect::<Vec<_>>().join(", "))).await;
         }
         let contested = theirs != held.published;
-        let lease = known.entry.lease;
+        let lease = known.lease_id;
         held.grant = Grant { id: lease, until: (lease != 0).then(|| Instant::now() + ADOPTED) };
-        (held.revision, held.published) = (known.entry.revision, theirs);
+        (held.revision, held.published) = (known.revision, theirs);
         self.renew_at = held.renewal(self.request.renew_margin);
         if contested {
             self.not_before = Instant::now() + CONTEST_PAUSE;
@@ -191,6 +190,7 @@ impl Follower {
             }
             Ok(Written::Foreign) => {
                 self.held = Some(held);
+                self.not_before = Instant::now() + self.retry.failed();
                 self.list_again().await;
             }
             Err(error) => {
@@ -204,12 +204,10 @@ impl Follower {
 
     /// A write found the key changed before the watch told.
     async fn list_again(&mut self) {
-        match self.store.list().await {
-            Ok((entries, revision)) => {
-                self.mirror.replace(entries, revision);
-                self.look_at_own_key().await;
-            }
-            Err(_) => self.not_before = Instant::now() + self.retry.failed(),
+        // Without a list, the watch will tell.
+        if let Ok((entries, revision)) = self.store.list().await {
+            self.mirror.replace(entries, revision);
+            self.look_at_own_key().await;
         }
     }
 
@@ -242,12 +240,11 @@ impl Follower {
                 known.and_then(|known| known.lease.as_ref().err()).map(|error| format!("{error}: ignored"));
             let subject = self.subject(&key);
             self.teller.fault(&key, subject, fault).await;
-            self.teller.node(&key, peer).await;
+            self.teller.peer(&key, peer).await;
         }
         if let Some(held) = &self.held {
-            let name = self.request.node.clone();
-            let node = self.request.attributes.borrow().node(name.clone(), &held.subnets);
-            self.teller.node(&name, Some(node)).await;
+            let node = self.request.attributes.borrow().node(self.request.node.clone(), &held.subnets);
+            self.teller.own(node).await;
             self.teller.synced().await;
         }
     }

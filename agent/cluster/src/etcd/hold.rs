@@ -218,7 +218,7 @@ impl Acquiring<'_> {
     }
 
     fn revision(&self, key: &str) -> i64 {
-        self.mirror.get(key).map_or(0, |known| known.entry.revision)
+        self.mirror.get(key).map_or(0, |known| known.revision)
     }
 }
 

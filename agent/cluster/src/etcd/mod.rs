@@ -27,7 +27,7 @@ use crate::{Error, EtcdConfig, Event, Problem};
 const CONFIG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An etcd that flannel keeps, or could keep, its subnets in.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EtcdStore {
     store: Store,
 }

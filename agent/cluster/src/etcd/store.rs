@@ -18,7 +18,7 @@ use crate::{Error, EtcdConfig};
 const LEASE_SECONDS: i64 = 24 * 3600;
 
 /// The keys below one prefix. Keys of leases are named without `<prefix>/subnets/`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Store {
     client: Client,
     prefix: String,

@@ -1,6 +1,6 @@
 //! What was told to the rest of the daemon, so that nothing is told twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +14,8 @@ use crate::{Event, Kind, Problem};
 #[derive(Debug)]
 pub(super) struct Teller {
     events: Sender<Event>,
-    nodes: BTreeMap<Arc<str>, Node>,
+    peers: BTreeSet<Arc<str>>,
+    own: Option<Node>,
     /// What is wrong with a key.
     faults: BTreeMap<Arc<str>, String>,
     troubles: Outage,
@@ -24,21 +25,28 @@ pub(super) struct Teller {
 
 impl Teller {
     pub(super) fn new(events: Sender<Event>) -> Self {
-        let (nodes, faults) = (BTreeMap::new(), BTreeMap::new());
         let (troubles, outage) = (Outage::default(), Outage::default());
-        Self { events, nodes, faults, troubles, outage, synced: false }
+        let (peers, faults) = (BTreeSet::new(), BTreeMap::new());
+        Self { events, peers, own: None, faults, troubles, outage, synced: false }
     }
 
-    /// Tells of a Node if it differs from what was told.
-    pub(super) async fn node(&mut self, name: &Arc<str>, node: Option<Node>) {
-        if self.nodes.get(name) == node.as_ref() {
-            return;
-        }
-        match &node {
-            Some(node) => self.nodes.insert(name.clone(), node.clone()),
-            None => self.nodes.remove(name),
+    /// Tells of a peer that changed, or that is gone if it was told of.
+    pub(super) async fn peer(&mut self, name: &Arc<str>, node: Option<Node>) {
+        let told = match node {
+            Some(_) => !self.peers.insert(name.clone()),
+            None => self.peers.remove(name),
         };
-        self.send(Event::Node(name.clone(), node)).await;
+        if told || node.is_some() {
+            self.send(Event::Node(name.clone(), node)).await;
+        }
+    }
+
+    /// Tells of our own Node if it differs from what was told.
+    pub(super) async fn own(&mut self, node: Node) {
+        if self.own.as_ref() != Some(&node) {
+            self.own = Some(node.clone());
+            self.send(Event::Node(node.name.clone(), Some(node))).await;
+        }
     }
 
     /// Tells what is wrong with a key, until it is something else.

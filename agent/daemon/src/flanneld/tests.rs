@@ -5,7 +5,9 @@ use std::path::Path;
 use podway_cluster::EtcdConfig;
 
 use super::*;
-use crate::config::{AssignConfig, AssignMode, NetworkConfig, ServicesConfig, StatusConfig};
+use podway_overlay::AssignMode;
+
+use crate::config::{AssignConfig, NetworkConfig, ServicesConfig, StatusConfig};
 
 #[test]
 fn x6_the_stock_manifests_line_runs_the_network_half_alone() {

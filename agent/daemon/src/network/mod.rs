@@ -1,26 +1,32 @@
 //! The network half: Nodes in; links, routes, neighbours, FDB entries, masquerade and flannel's files out.
 
 mod announce;
+mod assignment;
 pub(crate) mod lease;
 mod locate;
 mod settings;
 pub(crate) mod subnet_file;
+mod tables;
+mod tell;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use podway_netlink::{Drift, Followed, Netlink, Watch};
-use podway_nftables::{Network, NetworkRows, Ports};
-use podway_overlay::{Host, Masquerade, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
+use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
+use podway_nftables::NftProcess;
+use podway_overlay::{Host, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
 use podway_reconcile::{Contest, Recovery, Retry};
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::announce::Announcer;
+pub(crate) use self::assignment::Subnets;
 pub(crate) use self::settings::{Store, overlay_settings, peering};
+use self::tables::Tables;
 use crate::config::Config;
-use crate::message;
 use crate::run::{Half, Listed, NetworkEvent, Next};
+use crate::status::{self, Board};
+use crate::{cni_files, message};
 
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -35,8 +41,13 @@ pub(crate) struct NetworkHalf {
     overlay: Overlay,
     netlink: Netlink,
     watch: Watch,
-    masquerade: Network,
+    tables: Tables,
     announcer: Announcer,
+    subnets: Subnets,
+    board: Board,
+    /// This machine's Node as the source told it.
+    given: Option<Node>,
+    /// The same with the subnets that this machine may use.
     own: Option<Node>,
     listed: Listed,
     /// What this machine contributed when it was last looked at.
@@ -49,12 +60,26 @@ pub(crate) struct NetworkHalf {
     started: Instant,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
+    conflist_written: bool,
     retry: Retry,
+}
+
+/// What the half works with besides the kernel.
+pub(crate) struct Parts {
+    /// Tells the cluster of this node.
+    pub(crate) announcer: Announcer,
+    /// Where this node's subnets come from.
+    pub(crate) subnets: Subnets,
+    /// The door to nftables, of which all clones know each other's runs.
+    pub(crate) nft: NftProcess,
+    /// Where it writes down how it is.
+    pub(crate) board: Board,
 }
 
 impl NetworkHalf {
     /// A half that writes nothing before the Nodes have been listed once.
-    pub(crate) async fn new(config: &Config, announcer: Announcer) -> Result<Self> {
+    pub(crate) async fn new(config: &Config, parts: Parts) -> Result<Self> {
+        let Parts { announcer, subnets, nft, board } = parts;
         let settings = overlay_settings(config)?;
         let overlay = Overlay::new(settings.clone())?;
         let netlink = Netlink::open()?;
@@ -63,12 +88,14 @@ impl NetworkHalf {
         Ok(Self {
             // Before the first look at the kernel, so that nothing happens in between.
             watch: Watch::open(&netlink, followed).await?,
-            masquerade: Network::adopt(podway_nftables::NftProcess::default(), config.services.mark())
-                .await?,
+            tables: Tables::adopt(config, nft).await?,
             overlay,
             settings,
             netlink,
             announcer,
+            subnets,
+            board,
+            given: None,
             own: None,
             listed: Listed::Nothing,
             host: None,
@@ -78,6 +105,7 @@ impl NetworkHalf {
             started: now,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
+            conflist_written: false,
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
         })
@@ -93,32 +121,29 @@ impl Half for NetworkHalf {
                 self.listed = listed;
                 self.overlay.invalidate();
             }
-            NetworkEvent::Node(name, node) => {
-                self.overlay.apply(&name, node.as_ref());
-                if *name == *self.config.node_name && self.own != node {
-                    self.announcer.node_changed(node.is_some());
-                    self.own = node;
-                    self.look_again = Some(Instant::now());
-                }
-            }
+            NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
+            NetworkEvent::Node(name, node) => self.overlay.apply(&name, node.as_ref()),
         }
     }
 
-    async fn disturbed(&mut self) {
-        let Drift { overlay, interfaces, host_routes, settings } = self.watch.next().await;
-        self.drifted |= overlay || settings;
-        if interfaces {
-            self.look_again = Some(Instant::now());
-        } else if host_routes && self.look_again.is_none() {
-            self.look_again = Some(Instant::now() + HOST_INTERVAL);
+    async fn disturbed(&mut self) -> Result<()> {
+        tokio::select! {
+            drift = self.watch.next() => self.note(drift),
+            damaged = self.tables.damaged() => self.drifted |= damaged?,
+            () = self.subnets.changed() => self.own_node(self.given.clone()),
         }
+        Ok(())
     }
 
     async fn reconcile(&mut self) -> Result<Next> {
+        let board = self.board.clone();
+        let _busy = board.busy(status::Half::Network);
         // Where subnets are leased, a lease must tell who holds it, and so this machine is looked at before.
         let result = match (self.listed, self.config.network.store()) {
             (Listed::Nothing, Store::Etcd) => self.look_at_host().await,
             (Listed::Nothing, _) => return Ok(Next::OnEvent),
+            // Nothing can be said yet of this node's subnets, and a moment later everything.
+            _ if self.subnets.is_open() => return Ok(Next::OnEvent),
             _ => self.program().await,
         };
         self.report_problems();
@@ -134,9 +159,10 @@ impl Half for NetworkHalf {
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
+                self.board.failed(status::Half::Network, "program", &message::of(&error));
                 self.announce(false).await;
                 self.overlay.invalidate();
-                self.masquerade.invalidate();
+                self.tables.invalidate();
                 self.look_again = Some(Instant::now());
                 let wait = self.retry.failed();
                 warn!(again_in = ?wait, "the pod network is not complete: {}", message::of(&error));
@@ -147,35 +173,92 @@ impl Half for NetworkHalf {
 }
 
 impl NetworkHalf {
+    /// Takes the event that this machine's Node is now `given`, with or without subnets that it may use.
+    fn own_node(&mut self, given: Option<Node>) {
+        let usable = match &given {
+            Some(node) => Some(self.subnets.of(node)),
+            None => {
+                self.subnets.forget();
+                None
+            }
+        };
+        self.given = given;
+        if self.own == usable {
+            return;
+        }
+        self.overlay.apply(&self.config.node_name.as_str().into(), usable.as_ref());
+        self.announcer.node_changed(usable.is_some());
+        self.own = usable;
+        self.look_again = Some(Instant::now());
+    }
+
+    fn note(&mut self, Drift { overlay, interfaces, host_routes, settings }: Drift) {
+        self.drifted |= overlay || settings;
+        if interfaces {
+            self.look_again = Some(Instant::now());
+        } else if host_routes && self.look_again.is_none() {
+            self.look_again = Some(Instant::now() + HOST_INTERVAL);
+        }
+    }
+
     async fn program(&mut self) -> Result<()> {
         self.look_at_host().await?;
         let repairing = self.drifted && self.until_repair().is_none();
         if repairing {
             self.drifted = false;
             self.overlay.invalidate();
-            self.masquerade.invalidate();
+            self.tables.invalidate();
         }
         let started = Instant::now();
+        let touched = self.overlay.touched();
         let (ops, observed) = self.steps().await?;
         // One family, or one peer, that cannot be served does not keep the others from what they need.
-        let run = self.run(&ops).await;
-        let written = match self.masquerade_rows() {
-            Some(rows) => self.masquerade.replace(&rows).await?,
-            None => 0,
-        };
+        let report = self.netlink.run(&ops).await;
+        self.tell_peers(touched, &report.failures);
+        let run = first_failure(report);
+        let written = self.tables.write(&self.config.network, self.overlay.masquerade()).await?;
         if let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) {
             subnet_file::write(&self.config.network.subnet_file, &content.render())?;
         }
         let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
         match (repairing, observed, steps) {
             (true, _, 0) => {}
-            (true, _, steps) => self.repaired(steps, &took),
+            (true, _, steps) => {
+                self.tell_repairs(&ops, written);
+                self.repaired(steps, &took);
+            }
             (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
             (false, true, steps) => info!(steps, took, "pod network programmed"),
             (false, false, 0) => {}
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
-        run
+        run?;
+        self.complete(started.elapsed())
+    }
+
+    /// Notes that everything stands, and lets the kubelet know.
+    fn complete(&mut self, took: Duration) -> Result<()> {
+        // Without a subnet, or the interface, nothing leads anywhere yet.
+        match self.overlay.subnet_env(self.config.network.masquerade) {
+            Some(_) => self.board.programmed(status::Half::Network, took),
+            None => self.board.waits(status::Half::Network),
+        }
+        if self.conflist_written || self.overlay.masquerade().is_none() {
+            return Ok(());
+        }
+        let written = cni_files::write_conflist(&self.config.network.cni, &self.config.network.subnet_file)?;
+        self.conflist_written = true;
+        let Some(conflist) = written else { return Ok(()) };
+        if conflist.changed {
+            info!("{}: the kubelet may start pods", conflist.path.display());
+        }
+        if !conflist.host_ports {
+            warn!("plugin portmap is not installed: hostPort has no effect");
+        }
+        if let Some(other) = conflist.hidden_by {
+            warn!("{} comes before {}: remove it", other.display(), conflist.path.display());
+        }
+        Ok(())
     }
 
     /// What is to be done, and whether the kernel was looked at for it.
@@ -193,18 +276,6 @@ impl NetworkHalf {
             ops.retain(|op| !matches!(op, Op::RemoveNeighbour(..) | Op::RemoveFdb(..) | Op::RemoveRoute(..)));
         }
         Ok((ops, true))
-    }
-
-    /// `None` as long as this node's subnets are not known.
-    fn masquerade_rows(&self) -> Option<NetworkRows> {
-        let config = &self.config.network;
-        if !config.masquerade {
-            return Some(NetworkRows::default());
-        }
-        let Masquerade { pod_networks, own_subnets } = self.overlay.masquerade()?;
-        let non_masquerade = config.non_masquerade_cidrs.clone();
-        let ports = if config.masquerade_random { Ports::Random } else { Ports::Kept };
-        Some(NetworkRows { pod_networks, own_subnets, non_masquerade, ports })
     }
 
     /// Finds out what this machine contributes, anew when it or the own Node changed. Without a Node nothing would say
@@ -255,16 +326,6 @@ impl NetworkHalf {
         }
     }
 
-    async fn run(&self, ops: &[Op]) -> Result<()> {
-        let report = self.netlink.run(ops).await;
-        let mut failures = report.failures.into_iter();
-        let Some(first) = failures.next() else { return Ok(()) };
-        for failure in failures.take(10) {
-            warn!("{}", failure.error);
-        }
-        Err(first.error.into())
-    }
-
     /// Tells the cluster how this node is reached, and that its network works if all of it does.
     async fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
@@ -281,7 +342,17 @@ impl NetworkHalf {
             info!(node = %problem.node, "no longer: {problem}");
         }
         self.problems = problems;
+        self.tell_own();
     }
+}
+
+fn first_failure(report: Report) -> Result<()> {
+    let mut failures = report.failures.into_iter();
+    let Some(first) = failures.next() else { return Ok(()) };
+    for failure in failures.take(10) {
+        warn!("{}", failure.error);
+    }
+    Err(first.error.into())
 }
 
 /// Only more rights, or an nft to run, would help.

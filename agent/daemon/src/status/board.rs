@@ -38,8 +38,6 @@ pub(crate) struct State {
     pub peers: BTreeMap<Arc<str>, Peer>,
     pub faults: BTreeSet<Fault>,
     pub repairs: BTreeMap<&'static str, u64>,
-    /// When each server was last heard of.
-    pub contacts: BTreeMap<&'static str, Instant>,
 }
 
 /// How far a half has come.
@@ -123,7 +121,6 @@ impl Board {
             peers: BTreeMap::new(),
             faults: BTreeSet::new(),
             repairs: BTreeMap::new(),
-            contacts: BTreeMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), metrics: Arc::new(Metrics::new()) }
     }
@@ -138,14 +135,10 @@ impl Board {
         self.progress(half, |progress| progress.listed = completely);
     }
 
-    /// The half begins an attempt.
-    pub(crate) fn begins(&self, half: Half) {
+    /// The half is at an attempt until what is returned is dropped.
+    pub(crate) fn busy(&self, half: Half) -> Busy {
         self.progress(half, |progress| progress.busy_since = Some(Instant::now()));
-    }
-
-    /// The attempt has ended, well or not.
-    pub(crate) fn ends(&self, half: Half) {
-        self.progress(half, |progress| progress.busy_since = None);
+        Busy { board: self.clone(), half }
     }
 
     /// Everything that the half wants stands in the kernel; the last change took so long.
@@ -157,6 +150,11 @@ impl Board {
             progress.last = Some((now, took));
             progress.failing = None;
         });
+    }
+
+    /// Nothing fails, and yet there is nothing to program.
+    pub(crate) fn waits(&self, half: Half) {
+        self.progress(half, |progress| progress.failing = None);
     }
 
     /// Something that the half wants does not stand. `operation` is one of a few words, such as `program`.
@@ -191,6 +189,17 @@ impl Board {
         self.state().peers.entry(name.clone()).or_default().error = Some(error.to_owned());
     }
 
+    /// Nothing is to lead to the peer.
+    pub(crate) fn peer_left_out(&self, name: &Arc<str>, why: &str) {
+        let peer = Peer { error: Some(why.to_owned()), ..Peer::default() };
+        self.state().peers.insert(name.clone(), peer);
+    }
+
+    /// All peers but these are gone.
+    pub(crate) fn keep_peers(&self, keep: impl Fn(&str) -> bool) {
+        self.state().peers.retain(|name, _| keep(name));
+    }
+
     /// The peer's entries were removed.
     pub(crate) fn peer_gone(&self, name: &str) {
         self.state().peers.remove(name);
@@ -205,11 +214,6 @@ impl Board {
     pub(crate) fn repaired(&self, kind: &'static str, count: u64) {
         *self.state().repairs.entry(kind).or_default() += count;
         self.metrics.repaired(kind, count);
-    }
-
-    /// The API server, or etcd, was heard of.
-    pub(crate) fn contact(&self, server: &'static str) {
-        self.state().contacts.insert(server, Instant::now());
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -227,6 +231,18 @@ impl Board {
 
     fn progress(&self, half: Half, change: impl FnOnce(&mut Progress)) {
         change(self.state().halves.entry(half).or_default());
+    }
+}
+
+/// An attempt that is under way.
+pub(crate) struct Busy {
+    board: Board,
+    half: Half,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.board.progress(self.half, |progress| progress.busy_since = None);
     }
 }
 

@@ -43,7 +43,8 @@ impl Health {
             }
             if progress.first.is_none() {
                 health.ready = false;
-                let waits = if progress.listed { "is not programmed yet" } else { "waits for the cluster's state" };
+                let waits =
+                    if progress.listed { "is not programmed yet" } else { "waits for the cluster's state" };
                 health.why.push(format!("{half}: {waits}"));
             }
         }
@@ -72,7 +73,8 @@ mod tests {
     fn n15_it_is_ready_when_each_half_has_been_programmed_once() {
         let start = Instant::now();
         let done = Progress { first: Some(start), listed: true, ..Progress::default() };
-        let mut halves = BTreeMap::from([(Half::Network, done.clone()), (Half::Services, Progress::default())]);
+        let mut halves =
+            BTreeMap::from([(Half::Network, done.clone()), (Half::Services, Progress::default())]);
         assert!(!Health::of(&halves, start).ready);
         halves.insert(Half::Services, done);
         let health = Health::of(&halves, start);

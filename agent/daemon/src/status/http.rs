@@ -50,7 +50,12 @@ pub(crate) enum Pages {
 }
 
 /// Serves pages at a TCP address, for ever.
-pub(crate) async fn serve(address: SocketAddr, field: &'static str, pages: Pages, board: Board) -> Infallible {
+pub(crate) async fn serve(
+    address: SocketAddr,
+    field: &'static str,
+    pages: Pages,
+    board: Board,
+) -> Infallible {
     let mut complained = false;
     let listener = loop {
         match TcpListener::bind(address).await {
@@ -171,7 +176,11 @@ mod tests {
     fn n15_each_address_answers_to_its_own_pages() {
         let board = Board::new("node-1");
         for (pages, known, unknown) in [
-            (Pages::Health, vec!["/healthz", "/livez", "/readyz"], vec!["/metrics", "/nodes", "/status", "/"]),
+            (
+                Pages::Health,
+                vec!["/healthz", "/livez", "/readyz"],
+                vec!["/metrics", "/nodes", "/status", "/"],
+            ),
             (Pages::Metrics, vec!["/metrics"], vec!["/healthz", "/nodes", "/status"]),
             (Pages::All, vec!["/healthz", "/metrics", "/nodes", "/status"], vec!["/", "/nodes/"]),
         ] {

@@ -33,7 +33,6 @@ pub(crate) struct Metrics {
     routes: Gauge,
     problems: Labels,
     subnets: Labels,
-    contacts: Family<[(&'static str, String); 1], Seconds>,
     memory: Gauge,
     cpu: Counter<f64, AtomicU64>,
 }
@@ -70,21 +69,26 @@ impl Metrics {
         let routes = Gauge::default();
         network.register("routes", "Subnets of other nodes that are programmed", routes.clone());
         let repairs = Family::default();
-        network.register("repairs", "Entries that somebody else had changed and that were set right", repairs.clone());
+        network.register(
+            "repairs",
+            "Entries that somebody else had changed and that were set right",
+            repairs.clone(),
+        );
         let problems = Family::default();
-        network.register("problems", "What stands in the way now, by the reason of its Event", problems.clone());
+        network.register(
+            "problems",
+            "What stands in the way now, by the reason of its Event",
+            problems.clone(),
+        );
         let subnets = Family::default();
         network.register("subnet", "1 for each subnet of this node", subnets.clone());
-        let contacts = Family::default();
-        let help = "Since a server was last heard of";
-        network.register_with_unit("contact_age", help, Unit::Seconds, contacts.clone());
 
         let (memory, cpu) = (Gauge::default(), Counter::default());
         let process = registry.sub_registry_with_prefix("process");
         process.register_with_unit("resident_memory", "Resident memory", Unit::Bytes, memory.clone());
         process.register_with_unit("cpu", "User and system time", Unit::Seconds, cpu.clone());
         let halves = halves.into();
-        Self { registry, halves, repairs, peers, routes, problems, subnets, contacts, memory, cpu }
+        Self { registry, halves, repairs, peers, routes, problems, subnets, memory, cpu }
     }
 
     pub(crate) fn programmed(&self, half: Half, took: Duration) {
@@ -100,7 +104,7 @@ impl Metrics {
     }
 
     pub(crate) fn render(&self, state: &State, now: Instant) -> String {
-        self.read_network(state, now);
+        self.read_network(state);
         for (half, progress) in &state.halves {
             let metrics = &self.halves[half];
             metrics.ready.set(i64::from(progress.first.is_some()));
@@ -114,17 +118,13 @@ impl Metrics {
         text
     }
 
-    fn read_network(&self, state: &State, now: Instant) {
+    fn read_network(&self, state: &State) {
         let standing = || state.peers.values().filter(|peer| peer.programmed.is_some());
         count(&self.peers, "backend", standing().map(|peer| peer.facts.backend.to_owned()));
         let routes: usize = standing().map(|peer| peer.facts.subnets.len()).sum();
         self.routes.set(i64::try_from(routes).unwrap_or(i64::MAX));
         count(&self.problems, "reason", state.faults.iter().map(|fault| fault.reason.clone()));
         count(&self.subnets, "subnet", state.own.subnets.iter().map(ToString::to_string));
-        for (server, heard) in &state.contacts {
-            let age = now.duration_since(*heard).as_secs_f64();
-            self.contacts.get_or_create(&[("server", (*server).to_owned())]).set(age);
-        }
     }
 
     fn read_process(&self) {
@@ -149,7 +149,12 @@ impl OfHalf {
         let ready = Gauge::default();
         registry.register("ready", "1 once it has been programmed as a whole", ready.clone());
         let failing = Seconds::default();
-        registry.register_with_unit("failing", "For how long attempts have failed", Unit::Seconds, failing.clone());
+        registry.register_with_unit(
+            "failing",
+            "For how long attempts have failed",
+            Unit::Seconds,
+            failing.clone(),
+        );
         Self { programming, failures, ready, failing }
     }
 }
@@ -191,7 +196,6 @@ mod tests {
         board.repaired("route", 3);
         board.failed(Half::Network, "program", "refused");
         board.programmed(Half::Network, Duration::from_millis(3));
-        board.contact("apiserver");
         let text = board.metrics();
         for line in [
             "podway_build_info{version=\"0.1.0\"} 1",
@@ -206,7 +210,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in:\n{text}");
         }
-        assert!(text.contains("podway_network_contact_age_seconds{server=\"apiserver\"} 0."), "{text}");
         let memory = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
         assert!(memory.unwrap().parse::<u64>().unwrap() > 1 << 20);
         board.faults([]);

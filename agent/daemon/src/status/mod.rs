@@ -32,7 +32,7 @@ pub(crate) fn start(config: &StatusConfig, board: &Board) -> Result<tokio::task:
         if !text.is_empty() {
             let address = address(text, port).context(field)?;
             let serve = http::serve(address, field, pages, board.clone());
-            servers.spawn_local(async { drop(serve.await) });
+            servers.spawn_local(async { match serve.await {} });
         }
     }
     if !config.socket.as_os_str().is_empty() {

@@ -27,8 +27,6 @@ pub(crate) struct Status {
     pub problems: Vec<Fault>,
     /// Entries that somebody else had changed and that were set right, by kind.
     pub repairs: BTreeMap<String, u64>,
-    /// For how long each server has not been heard of.
-    pub contact_age_seconds: BTreeMap<String, u64>,
 }
 
 /// How far a half has come.
@@ -87,11 +85,6 @@ impl Status {
             peers: state.peers.len(),
             problems: state.faults.iter().cloned().collect(),
             repairs: state.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
-            contact_age_seconds: state
-                .contacts
-                .iter()
-                .map(|(server, heard)| ((*server).to_owned(), age(*heard)))
-                .collect(),
         }
     }
 }

@@ -143,3 +143,71 @@ fn value(attribute: NlaBuffer<&[u8]>) -> &[u8] {
 fn text(attributes: &[u8], kind: u16) -> Option<&str> {
     std::str::from_utf8(attribute(attributes, kind)?).ok().map(|it| it.trim_end_matches('\0'))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_transaction_of_others_is_damage_and_one_of_ours_is_not() {
+        let ours = Children::default();
+        ours.note(Some(77));
+        for (port, name, harmless) in [(77, "nft\0", true), (78, "nft\0", false), (77, "firewalld\0", false)]
+        {
+            let mut messages = Messages::of_others_than(ours.clone());
+            messages.read(&message(NFT_MSG_DELRULE, port, 1, &[(NFTA_TABLE, b"podway-network\0")]));
+            assert!(messages.damage().is_empty(), "before it is known whose it was");
+            messages.read(&message(NFT_MSG_NEWGEN, port, 0, &[(NFTA_GEN_PROC_NAME, name.as_bytes())]));
+            assert_eq!(messages.damage().is_empty(), harmless, "{port} {name}");
+            assert_eq!(messages.damage().network, !harmless, "{port} {name}");
+        }
+    }
+
+    #[test]
+    fn a_chain_counts_if_it_is_on_the_forward_hook() {
+        for (hook, counts) in [(2_u32, true), (1, false)] {
+            let hook = attribute_bytes(NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
+            let chain = [(NFTA_TABLE, b"filter\0".as_slice()), (NFTA_CHAIN_HOOK, &hook)];
+            let mut messages = Messages::of_others_than(Children::default());
+            messages.read(&message(NFT_MSG_NEWCHAIN, 9, 2, &chain));
+            messages.read(&message(NFT_MSG_NEWGEN, 9, 0, &[]));
+            assert_eq!(messages.take().forward, counts);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_kernel_says_is_read(datagram in prop::collection::vec(any::<u8>(), 0..200)) {
+            Messages::of_others_than(Children::default()).read(&datagram);
+        }
+
+        #[test]
+        fn whatever_a_message_holds_is_read(kind in 0u16..40, family: u8, payload in prop::collection::vec(any::<u8>(), 0..60)) {
+            let mut messages = Messages::of_others_than(Children::default());
+            messages.read(&message(kind, 1, family, &[(1, &payload), (2, &payload), (4, &payload)]));
+            messages.read(&message(NFT_MSG_NEWGEN, 1, family, &[(3, &payload)]));
+        }
+    }
+
+    fn message(kind: u16, port: u32, family: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut payload = vec![family, 0, 0, 0];
+        attributes.iter().for_each(|(kind, value)| payload.extend(attribute_bytes(*kind, value)));
+        let length = u32::try_from(16 + payload.len()).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend((NFNL_SUBSYS_NFTABLES << 8 | kind).to_ne_bytes());
+        bytes.extend([0; 6]);
+        bytes.extend(port.to_ne_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(NLA_HEADER_SIZE + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+}

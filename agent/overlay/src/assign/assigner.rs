@@ -152,9 +152,14 @@ impl Assigner {
         }
     }
 
-    /// The subnets that stand in the Node's `spec.podCIDRs`, whoever wrote them; empty = none are known to.
-    pub fn given(&self) -> &[IpNet] {
-        &self.node.pod_cidrs
+    /// The subnets that stand in the Node's `spec.podCIDRs`, whoever wrote them and whoever claims them; none if it has
+    /// none, or was not read yet.
+    pub fn given(&self) -> Option<Assignment> {
+        self.is_given().then(|| self.assignment(self.node.pod_cidrs.clone()))
+    }
+
+    fn assignment(&self, subnets: Vec<IpNet>) -> Assignment {
+        Assignment { node_uid: self.node.uid.clone(), subnets, is_new: false, unguarded: None }
     }
 
     fn is_given(&self) -> bool {
@@ -169,11 +174,8 @@ impl Assigner {
             self.state = State::ListingOwn;
             return;
         }
-        let subnets = self.node.pod_cidrs.clone();
-        self.finish(match subnets.is_empty() {
-            true => Err(Unassigned::LeftToOthers(name)),
-            false => Ok(Assignment { subnets, is_new: false, unguarded: None }),
-        });
+        let result = self.given().ok_or(Unassigned::LeftToOthers(name));
+        self.finish(result);
     }
 
     /// Claims of this Node's uid: own ones are used again. What is left over is deleted if the Node has subnets; before
@@ -394,8 +396,8 @@ impl Assigner {
     }
 
     fn hold(&mut self) {
-        let (subnets, is_new) = (self.subnets(), !self.is_given());
-        self.finish(Ok(Assignment { subnets, is_new, unguarded: None }));
+        let assignment = Assignment { is_new: !self.is_given(), ..self.assignment(self.subnets()) };
+        self.finish(Ok(assignment));
     }
 
     fn held(&self) -> impl Iterator<Item = &Claim> {

@@ -145,6 +145,8 @@ pub enum AssignAnswer {
 /// The subnets of this node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Assignment {
+    /// The uid of the Node that they are of; another one of the same name has to ask anew.
+    pub node_uid: Arc<str>,
     /// As they stand in `spec.podCIDRs`.
     pub subnets: Vec<IpNet>,
     /// Whether podway chose them now.

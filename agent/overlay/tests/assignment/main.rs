@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use ipnet::IpNet;
 use podway_overlay::{AssignMode, Range, Unassigned};
+use proptest::prelude::*;
 
 use self::world::{Action, World};
 
@@ -108,7 +109,8 @@ fn an_administrator_meddles(world: &World) -> Vec<Action> {
 
 fn another_allocator(world: &World) -> Vec<Action> {
     let subnets = ["10.77.1.0/24", "10.77.2.0/24", "10.77.2.0/25"].map(|subnet| subnet.parse().unwrap());
-    let mut actions = broken_requests(world);
+    let daemons = 0..world.daemons.len();
+    let mut actions: Vec<Action> = daemons.flat_map(|at| [Action::Kill(at), Action::Delay(at)]).collect();
     actions.extend(["a", "b"].iter().flat_map(|node| subnets.map(|subnet| Action::Allocate(node, subnet))));
     actions
 }
@@ -199,6 +201,72 @@ fn n2_daemons_that_are_told_different_subnet_lengths_never_hold_overlapping_subn
     );
     let states = Explorer::explore(broken_requests, 2, start, |_| {});
     assert!(states > 1_000, "{states} states");
+}
+
+/// Whoever gives a Node its subnet goes first in mode `auto`; where nobody does, podway assigns without being told.
+#[test]
+fn n2_mode_auto_assigns_where_nobody_else_does_and_waits_where_somebody_does() {
+    let world = World::default()
+        .machine("a", "m1", AssignMode::Auto, &[subnets(2)])
+        .machine("b", "m2", AssignMode::Auto, &[subnets(2)])
+        .machine("c", "m3", AssignMode::Never, &[subnets(2)]);
+    let mut alone = world.clone();
+    alone.settle(false);
+    assert_eq!(alone.served(), ["a", "b"].into());
+    assert!(matches!(alone.daemons[2].refusal, Some(Unassigned::LeftToOthers(_))));
+
+    let mut beside_another = world;
+    beside_another.act(Action::Allocate("a", net("10.77.1.0/24")));
+    beside_another.settle(false);
+    assert_eq!(beside_another.served(), ["a"].into());
+    assert!(matches!(beside_another.daemons[1].refusal, Some(Unassigned::OthersAssign { .. })));
+    beside_another.act(Action::Allocate("b", net("10.77.2.0/24")));
+    beside_another.act(Action::Allocate("c", net("10.77.3.0/24")));
+    beside_another.settle(false);
+    assert_eq!(beside_another.served(), ["a", "b", "c"].into());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Four Nodes and five machines, both families, in a range that is just large enough.
+    #[test]
+    fn n2_any_cluster_with_any_faults_holds_no_subnet_twice_and_serves_every_node_in_the_end(
+        actions in prop::collection::vec(any_action(), 0..300),
+        is_collected in any::<bool>(),
+    ) {
+        let v6 = Range::new(net("fd77::/61"), Some(64), None, address("fd77:0:0:4::")).unwrap();
+        let machines = [("a", "m1"), ("b", "m2"), ("c", "m3"), ("d", "m4"), ("a", "m5")];
+        let mut world = machines.into_iter().fold(World::default(), |world, (name, machine)| {
+            world.machine(name, machine, AssignMode::Always, &[subnets(4), v6])
+        });
+        for action in actions {
+            world.act(action);
+            prop_assert_eq!(world.check(), Ok(()));
+        }
+        for name in ["a", "b", "c", "d"] {
+            world.act(Action::CreateNode(name));
+        }
+        world.settle(is_collected);
+        prop_assert_eq!(world.check(), Ok(()));
+        prop_assert_eq!(world.served(), ["a", "b", "c", "d"].into(), "{:#?}", world);
+    }
+}
+
+fn any_action() -> impl Strategy<Value = Action> {
+    let machine = 0..5usize;
+    let name = prop::sample::select(vec!["a", "b", "c", "d"]);
+    prop_oneof![
+        60 => machine.clone().prop_map(Action::Step),
+        2 => machine.clone().prop_map(Action::Kill),
+        2 => machine.clone().prop_map(Action::LoseAnswer),
+        2 => machine.clone().prop_map(Action::Delay),
+        3 => (0..3usize).prop_map(Action::Arrive),
+        2 => machine.prop_map(Action::Restart),
+        1 => name.clone().prop_map(Action::DeleteNode),
+        3 => name.prop_map(Action::CreateNode),
+        1 => Just(Action::Collect),
+    ]
 }
 
 /// Rests with a machine at every Node.

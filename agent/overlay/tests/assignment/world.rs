@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podway_overlay::{
-    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Claim, NodeSubnets, Range,
-    Unassigned,
+    AssignAnswer, AssignMode, AssignPolicy, AssignRequest, AssignStep, Assigner, Assignment, Claim,
+    NodeSubnets, Range, Unassigned,
 };
 
 /// Everything there is: compared as a whole, so that no state is looked at twice.
@@ -26,8 +26,6 @@ pub(crate) struct Daemon {
     policy: Arc<AssignPolicy>,
     seed: u64,
     attempt: Option<Assigner>,
-    /// The uid of its Node, as it read it last.
-    node_uid: Arc<str>,
     pub(crate) programs: Option<Programmed>,
     pub(crate) refusal: Option<Unassigned>,
 }
@@ -86,7 +84,6 @@ impl World {
             policy: Arc::new(policy),
             seed,
             attempt: None,
-            node_uid: "".into(),
             programs: None,
             refusal: None,
         });
@@ -193,14 +190,8 @@ impl World {
         while !self.late.is_empty() {
             self.act(Action::Arrive(0));
         }
-        for daemon in &mut self.daemons {
-            // Whoever missed that its Node is another one by now.
-            let uid = self.nodes.get(&*daemon.policy.node).map(|node| &node.uid);
-            if daemon.attempt.is_none() && daemon.programs.as_ref().map(|it| &it.node_uid) != uid {
-                daemon.begin();
-            }
-        }
         for _ in 0..100 {
+            self.notice();
             if self.daemons.iter().all(|daemon| daemon.attempt.is_none() && daemon.programs.is_some()) {
                 break;
             }
@@ -208,6 +199,18 @@ impl World {
                 self.act(Action::Collect);
             }
             (0..self.daemons.len()).for_each(|at| self.act(Action::Step(at)));
+        }
+    }
+
+    /// Whoever's Node is another one by now begins anew, as its watch tells it.
+    fn notice(&mut self) {
+        for daemon in &mut self.daemons {
+            let uid = self.nodes.get(&*daemon.policy.node).map(|node| &node.uid);
+            if daemon.attempt.is_none()
+                && daemon.programs.as_ref().is_some_and(|it| Some(&it.node_uid) != uid)
+            {
+                daemon.begin();
+            }
         }
     }
 
@@ -227,28 +230,19 @@ impl World {
         match attempt.step() {
             AssignStep::Finished(result) => {
                 daemon.attempt = None;
-                let node_uid = daemon.node_uid.clone();
                 daemon.refusal = result.clone().err();
                 daemon.programs =
-                    result.ok().map(|assignment| Programmed { node_uid, subnets: assignment.subnets });
+                    result.ok().map(|Assignment { node_uid, subnets, .. }| Programmed { node_uid, subnets });
             }
             AssignStep::Ask(request) => {
                 let node = daemon.policy.node.clone();
-                let answer = self.serve_daemon(at, &node, &request);
+                let machine = daemon.policy.machine.clone();
+                let answer = self.serve_machine(&node, &machine, &request);
                 if let Some(attempt) = &mut self.daemons[at].attempt {
                     attempt.apply(answer);
                 }
             }
         }
-    }
-
-    fn serve_daemon(&mut self, at: usize, node: &Arc<str>, request: &AssignRequest) -> AssignAnswer {
-        let machine = self.daemons[at].policy.machine.clone();
-        let answer = self.serve_machine(node, &machine, request);
-        if let AssignAnswer::Node(Some(node)) = &answer {
-            self.daemons[at].node_uid = node.uid.clone();
-        }
-        answer
     }
 
     /// A request that nobody waits for; a claim says which machine it is of by its daemon, found by the Node's name.
