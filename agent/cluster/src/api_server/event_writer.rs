@@ -67,6 +67,8 @@ pub enum EventReason {
     SubnetConflict,
     /// A Node's subnet is outside the pod network.
     SubnetOutside,
+    /// The pods' ranges overlap a network of the machine.
+    RangeOverlap,
     /// Annotations or addresses of a Node cannot be used.
     NodeUnusable,
     /// The interface to other nodes cannot be used for a family, or not as peers expect.
