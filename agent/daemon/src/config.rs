@@ -353,10 +353,17 @@ impl Config {
             from_tree(tree.clone()).with_context(|| change.origin.clone())?;
         }
         let mut config = from_tree(tree)?;
-        net_conf::read(&mut config.network)?;
-        config.check()?;
         config.node_name = node_name(&config.node_name)?;
         Ok(config)
+    }
+}
+
+impl Config {
+    /// Takes what `network.netConf` says, if it is set.
+    pub(crate) fn with_net_conf(mut self) -> Result<Self> {
+        net_conf::read(&mut self.network)?;
+        self.check()?;
+        Ok(self)
     }
 }
 
