@@ -371,15 +371,6 @@ impl Config {
     }
 }
 
-impl Config {
-    /// Takes what `network.netConf` says, if it is set.
-    pub(crate) fn with_net_conf(mut self) -> Result<Self> {
-        net_conf::read(&mut self.network)?;
-        self.check()?;
-        Ok(self)
-    }
-}
-
 fn read_tree(text: &str) -> Result<Value> {
     match read_yaml(text)? {
         Value::Null => Ok(Value::Object(Default::default())),

@@ -118,7 +118,7 @@ impl Settings {
         for flag in &self.set {
             overrides.push(Override::from_flag(flag)?);
         }
-        Config::load(self.config.as_deref(), &overrides)?.with_net_conf()
+        Config::load(self.config.as_deref(), &overrides)
     }
 }
 

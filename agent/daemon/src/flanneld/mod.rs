@@ -106,7 +106,7 @@ fn execute(start: Start) -> Result<()> {
         if let (Some((namespace, pod)), SourceConfig::Kube(api_server)) = (&pod, &config.source) {
             config.node_name = node_of_pod(api_server, namespace, pod).await?;
         }
-        run::run(config.with_net_conf()?).await
+        run::run(config).await
     })
 }
 
