@@ -25,7 +25,7 @@ use crate::netlink::{Netlink, Step};
 use crate::outcome::{Interface, Ip, Outcome, Route};
 use crate::store::Store;
 use crate::subnet::NodeSubnets;
-use crate::{del, sysctl};
+use crate::{del, host_local, sysctl};
 
 /// What an attachment consists of before it is made.
 struct Plan<'a> {
@@ -77,6 +77,7 @@ fn reserve(
         }
         host.delete_link(link)?;
     }
+    store.reservations.avoid(host_local::held(&network.host_local_directory)?);
     let addresses = store.reservations.reserve(&pod.attachment, subnets, &network.wanted)?;
     store.save()?;
     Ok(addresses)

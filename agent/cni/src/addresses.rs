@@ -20,6 +20,9 @@ pub(crate) struct Reservations {
     /// The last address that was given, one of each family at most.
     last: Vec<IpAddr>,
     reserved: Vec<Reservation>,
+    /// Held by others, and kept by them.
+    #[serde(skip)]
+    others: BTreeSet<IpAddr>,
 }
 
 /// The addresses of one attachment.
@@ -35,6 +38,11 @@ impl Reservations {
     pub(crate) fn of(&self, attachment: &Attachment) -> Option<&[IpAddr]> {
         let found = self.reserved.iter().find(|reservation| reservation.attachment == *attachment);
         found.map(|reservation| reservation.addresses.as_slice())
+    }
+
+    /// Gives none of these away until the next look.
+    pub(crate) fn avoid(&mut self, others: BTreeSet<IpAddr>) {
+        self.others = others;
     }
 
     /// Every attachment that holds addresses.
@@ -103,6 +111,12 @@ impl Reservations {
             let why = format!("it is the network's, the gateway's or the broadcast address of {subnet}");
             return Err(Error::AddressRefused { address, why });
         }
+        if self.others.contains(&address) {
+            return Err(Error::AddressRefused {
+                address,
+                why: "host-local has given it to a pod".to_owned(),
+            });
+        }
         let holder = self.reserved.iter().find(|reservation| reservation.addresses.contains(&address));
         match holder.filter(|reservation| reservation.attachment != *attachment) {
             Some(other) => {
@@ -114,7 +128,7 @@ impl Reservations {
     }
 
     fn taken(&self) -> impl Iterator<Item = &IpAddr> {
-        self.reserved.iter().flat_map(|reservation| &reservation.addresses)
+        self.reserved.iter().flat_map(|reservation| &reservation.addresses).chain(&self.others)
     }
 }
 
@@ -231,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn n11_what_others_hold_is_passed_over_and_counted() {
+        let mut reservations = Reservations::default();
+        reservations.avoid(["10.77.1.2", "10.77.1.4", "10.77.7.7"].map(|ip| ip.parse().unwrap()).into());
+        let subnet = [net("10.77.1.0/29")];
+        assert_eq!(given(&mut reservations, 0, &subnet), ["10.77.1.3"]);
+        assert_eq!(given(&mut reservations, 1, &subnet), ["10.77.1.5"]);
+        let wanted = ["10.77.1.2".parse().unwrap()];
+        assert!(
+            reservations
+                .reserve(&attachment(2), &subnet, &wanted)
+                .unwrap_err()
+                .to_string()
+                .contains("host-local")
+        );
+        assert_eq!(given(&mut reservations, 2, &subnet), ["10.77.1.6"]);
+        let error = reservations.reserve(&attachment(3), &subnet, &[]).unwrap_err();
+        assert!(error.details().starts_with("5 reservations"), "{}", error.details());
+    }
+
+    #[test]
     fn n11_subnets_without_room_for_a_pod_are_exhausted() {
         for subnet in
             ["10.77.1.0/30", "10.77.1.0/31", "10.77.1.0/32", "fd77::/127", "fd77::/128", "255.255.255.254/31"]
@@ -239,7 +273,7 @@ mod tests {
             assert_eq!(room.is_ok(), subnet.ends_with("/30"), "{subnet}: {room:?}");
         }
         let last: Vec<IpAddr> = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap()];
-        let end = Reservations { last, reserved: vec![] };
+        let end = Reservations { last, ..Reservations::default() };
         let last_net = net("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124");
         assert_eq!(end.next(&last_net).unwrap().to_string(), "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff2");
     }

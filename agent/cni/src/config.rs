@@ -15,6 +15,8 @@ use crate::version::Version;
 /// Where the daemon writes by default, as flannel does.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIRECTORY: &str = "/var/lib/cni/podway";
+/// host-local's default.
+const HOST_LOCAL_DIRECTORY: &str = "/var/lib/cni/networks";
 
 /// A network configuration whose values are good.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +26,8 @@ pub(crate) struct Network {
     pub(crate) subnet_file: PathBuf,
     /// Where reservations are kept.
     pub(crate) data_directory: PathBuf,
+    /// Where host-local keeps its reservations: those of the network that podway follows on a node.
+    pub(crate) host_local_directory: PathBuf,
     /// Instead of the one in the subnet file.
     pub(crate) mtu: Option<Mtu>,
     pub(crate) dns: Option<Dns>,
@@ -41,6 +45,7 @@ struct Wire {
     name: Option<String>,
     subnet_file: Option<PathBuf>,
     data_dir: Option<PathBuf>,
+    host_local_dir: Option<PathBuf>,
     mtu: Option<u32>,
     dns: Option<Dns>,
     prev_result: Option<Outcome>,
@@ -101,6 +106,7 @@ impl Network {
         Ok(Self {
             subnet_file: wire.subnet_file.unwrap_or_else(|| SUBNET_FILE.into()),
             data_directory: wire.data_dir.unwrap_or_else(|| DATA_DIRECTORY.into()),
+            host_local_directory: wire.host_local_dir.unwrap_or_else(|| HOST_LOCAL_DIRECTORY.into()),
             mtu: mtu(wire.mtu)?,
             dns: wire.dns.filter(|dns| !dns.is_empty()),
             previous: wire.prev_result,

@@ -17,6 +17,7 @@ mod check;
 mod config;
 mod del;
 mod error;
+mod host_local;
 mod inside;
 mod messages;
 mod netlink;

@@ -2,6 +2,7 @@
 
 use crate::config::Network;
 use crate::error::Error;
+use crate::host_local;
 use crate::store::Store;
 use crate::subnet::NodeSubnets;
 
@@ -19,6 +20,7 @@ pub(crate) fn status(network: &Network) -> Result<(), Error> {
 
 fn ready(network: &Network) -> Result<(), Error> {
     let node = NodeSubnets::read(&network.subnet_file)?;
-    let store = Store::open(network)?;
+    let mut store = Store::open(network)?;
+    store.reservations.avoid(host_local::held(&network.host_local_directory)?);
     node.subnets.iter().try_for_each(|subnet| store.reservations.next(subnet).map(|_| ()))
 }

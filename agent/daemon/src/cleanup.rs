@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use podway_nftables::{Forwarding, Network, NftProcess, Services};
 use tracing::info;
 
+use crate::cni_files;
 use crate::config::Config;
 use crate::message;
 use crate::network::{remove_overlay, subnet_file};
@@ -18,6 +19,8 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
         Ok(()) => info!("removed: {what}"),
         Err(error) => failures.push(format!("{what}: {}", message::of(&error))),
     };
+    // First: a kubelet that finds no network configuration starts no pods on what is going.
+    note("CNI configuration and plugin", cni_files::remove(&config.network.cni));
     note(
         "eBPF programs and maps",
         podway_bpf::BpfDataplane::remove_all(&config.ebpf.pin_directory).map_err(Into::into),

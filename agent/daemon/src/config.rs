@@ -338,6 +338,19 @@ impl Config {
     /// Reads `file` (none: all defaults) and puts `overrides` over it, the last one last. An error names the file or
     /// variable and the field.
     pub(crate) fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Self> {
+        let mut config = Self::written(file, overrides)?;
+        config.read_net_conf()?;
+        Ok(config)
+    }
+
+    /// Puts the content of `network.netConf` over the fields that say the same.
+    pub(crate) fn read_net_conf(&mut self) -> Result<()> {
+        net_conf::read(&mut self.network)?;
+        self.check()
+    }
+
+    /// [`Config::load`] but for what `network.netConf` says.
+    pub(crate) fn written(file: Option<&Path>, overrides: &[Override]) -> Result<Self> {
         let mut tree = match file {
             None => Value::Object(Default::default()),
             Some(path) => {
@@ -353,8 +366,6 @@ impl Config {
             from_tree(tree.clone()).with_context(|| change.origin.clone())?;
         }
         let mut config = from_tree(tree)?;
-        net_conf::read(&mut config.network)?;
-        config.check()?;
         config.node_name = node_name(&config.node_name)?;
         Ok(config)
     }

@@ -4,7 +4,6 @@
 //! decided in podway-proxy and podway-overlay; what touches the kernel is in podway-nftables, -netlink and -bpf.
 
 mod cleanup;
-#[cfg_attr(not(test), allow(dead_code, reason = "called by the network half"))]
 mod cni_files;
 mod config;
 mod flanneld;

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::cni_files;
 use crate::config::{Config, Dataplane};
 use crate::net_conf;
-use crate::network::{Announcer, NetworkHalf, Parts, Store, Subnets, lease, peering};
+use crate::network::{Announcer, Events, NetworkHalf, Parts, Store, Subnets, lease, peering};
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
 use crate::status::{self, Board};
@@ -48,6 +48,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let mut halves = tokio::task::JoinSet::new();
     let sources = sources(&config).await?;
     let writer = sources.first().and_then(|source| source.from.node_writer());
+    let told = sources.first().and_then(|source| source.from.event_writer(&config.node_name));
+    let told = Events::of(&config.node_name, told);
 
     let mut listeners = Listeners::default();
     let mut network = None;
@@ -74,17 +76,19 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         match config.network.store() {
             Store::Etcd => {
                 let store = EtcdStore::open(&config.network.etcd).await.context("network.etcd")?;
-                let leased = Leased { store, config: config.clone(), to: listeners.clone(), nft, board };
+                let leased =
+                    Leased { store, config: config.clone(), to: listeners.clone(), nft, board, told };
                 halves.spawn_local(leased.run(events, stopped));
             }
             Store::Nodes | Store::Static => {
                 let writer = writer.filter(|_| peering(&config) == Peering::Annotated);
                 let announcer = Announcer::new(writer, &config.node_name, config.network.node_condition);
                 let subnets = match (config.network.store(), sources.first()) {
-                    (Store::Nodes, Some(Feed { from, .. })) => Subnets::claimed(&config, from)?,
+                    (Store::Nodes, Some(Feed { from, .. })) => Subnets::claimed(&config, from, told.clone())?,
                     _ => Subnets::as_given(),
                 };
-                let half = NetworkHalf::new(&config, Parts { announcer, subnets, nft, board }).await?;
+                let half =
+                    NetworkHalf::new(&config, Parts { announcer, subnets, nft, board, events: told }).await?;
                 halves.spawn_local(run_half(half, events, stopped));
             }
         }
@@ -125,6 +129,7 @@ struct Leased {
     to: Listeners,
     nft: NftProcess,
     board: Board,
+    told: Events,
 }
 
 impl Leased {
@@ -134,7 +139,7 @@ impl Leased {
         events: mpsc::UnboundedReceiver<NetworkEvent>,
         mut stop: watch::Receiver<()>,
     ) -> Result<()> {
-        let Self { store, mut config, to, nft, board } = self;
+        let Self { store, mut config, to, nft, board, told: cluster } = self;
         let (sender, told) = mpsc::channel(QUEUE);
         let net_conf = tokio::select! {
             conf = store.net_conf(&sender) => conf,
@@ -145,8 +150,13 @@ impl Leased {
         to.change(podway_proxy::Event::Node(context(&config, None)));
         // What is announced is known once this machine has been looked at; the first value is not used.
         let (attributes, mut announced) = watch::channel(LeaseAttributes::default());
-        let parts =
-            Parts { announcer: Announcer::by_lease(attributes), subnets: Subnets::as_given(), nft, board };
+        let parts = Parts {
+            announcer: Announcer::by_lease(attributes),
+            subnets: Subnets::as_given(),
+            nft,
+            board,
+            events: cluster,
+        };
         let half = NetworkHalf::new(&config, parts).await?;
         to.network(NetworkEvent::Listed(Listed::Nothing));
         let follow = async {

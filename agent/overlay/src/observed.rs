@@ -77,11 +77,10 @@ pub struct VxlanState {
 }
 
 impl Observed {
-    /// Whether flannel has a link of ours back: its routes are on it, and none of ours. Then it is in use, though it
-    /// still carries our mark.
-    pub fn is_flannels_again(&self, name: &LinkName) -> bool {
-        let on_it = |routes: &BTreeMap<IpNet, Route>| routes.values().any(|route| route.link == *name);
-        on_it(&self.flannel_routes) && !on_it(&self.rows.routes)
+    /// Whether flannel has the links back that carry our mark, or still has them: its routes are on them. podway
+    /// replaces each of them when it takes a link over.
+    pub fn are_flannels(&self) -> bool {
+        !self.flannel_routes.is_empty()
     }
 
     /// The MACs of the VXLAN links that stand: a node keeps its MAC, even if the link must be made again (contract

@@ -135,16 +135,12 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     ops
 }
 
-/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, but for those
-/// that flannel has back.
+/// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, unless flannel
+/// has them.
 pub fn removal(observed: &Observed) -> Vec<Op> {
     let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
-    let ours = |(name, state): &(&LinkName, &LinkState)| state.ours && !observed.is_flannels_again(name);
-    let links = observed
-        .links
-        .iter()
-        .filter(ours)
-        .map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
+    let ours = observed.links.iter().filter(|(_, state)| state.ours && !observed.are_flannels());
+    let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
     let blackholes = observed.blackholes.iter().copied().map(Op::RemoveBlackhole);
     routes.chain(links).chain(blackholes).collect()
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use podway_overlay::{
     Backend, ExternalInterface, FakeKernel, Family, FdbKey, Host, HostRoute, IfIndex, LinkName, Mac, Mtu,
-    NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl,
+    NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl, removal,
 };
 use proptest::prelude::*;
 
@@ -533,6 +533,19 @@ fn n20_entries_of_an_earlier_run_that_no_longer_hold_are_removed() {
         ops.iter().map(kind).collect::<Vec<_>>(),
         ["RemoveRoute", "RemoveRoute", "RemoveNeighbour", "RemoveFdb"]
     );
+}
+
+#[test]
+fn s22_links_that_flannel_has_back_are_not_removed() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    overlay.reconcile(&kernel.observe()).iter().for_each(|op| kernel.run(op).unwrap());
+    let kinds = |kernel: &FakeKernel| removal(&kernel.observe()).iter().map(kind).collect::<Vec<_>>();
+    assert_eq!(kinds(&kernel), ["RemoveRoute", "RemoveLink", "RemoveLink"]);
+    let state = kernel.state_mut();
+    state.flannel_routes = std::mem::take(&mut state.rows.routes);
+    assert_eq!(kinds(&kernel), [""; 0], "not even the link on which flannel has no peer");
+    kernel.state_mut().flannel_routes.clear();
+    assert_eq!(kinds(&kernel), ["RemoveLink", "RemoveLink"]);
 }
 
 #[test]

@@ -73,9 +73,19 @@ impl CniNode {
         self.folder.join("subnet.env")
     }
 
+    /// Where host-local keeps its reservations.
+    pub fn host_local(&self) -> PathBuf {
+        self.folder.join("host-local")
+    }
+
     /// podway's configuration in a chain of this version, without what libcni adds.
     pub fn plugin(&self) -> Value {
-        json!({ "type": "podway", "subnetFile": self.subnet_file(), "dataDir": self.folder.join("reservations") })
+        json!({
+            "type": "podway",
+            "subnetFile": self.subnet_file(),
+            "dataDir": self.folder.join("reservations"),
+            "hostLocalDir": self.host_local(),
+        })
     }
 
     /// podway's configuration as the plugin gets it, with these fields on top.

@@ -67,6 +67,7 @@ pub struct FlannelCluster<'lab> {
     etcd: Option<Etcd>,
     rules: Rules,
     families: Families,
+    backend: Value,
 }
 
 /// A node of such a cluster.
@@ -82,14 +83,14 @@ impl<'lab> FlannelCluster<'lab> {
     pub fn open(lab: &'lab Lab, rules: Rules, families: Families) -> Result<Self> {
         let cluster = Cluster::over(lab, Source::Kube)?;
         cluster.control_plane().allocate_pod_cidrs()?;
-        Ok(Self { cluster, etcd: None, rules, families })
+        Ok(Self { cluster, etcd: None, rules, families, backend: vxlan() })
     }
 
     /// A cluster without nodes over etcd alone.
     pub fn over_etcd(lab: &'lab Lab, rules: Rules, families: Families) -> Result<Self> {
         let etcd = lab.etcd()?;
         let cluster = Cluster::over(lab, Source::Directory)?;
-        let leased = Self { cluster, etcd: None, rules, families };
+        let leased = Self { cluster, etcd: None, rules, families, backend: vxlan() };
         etcd.put(&format!("{PREFIX}/config"), &leased.net_conf())?;
         Ok(Self { etcd: Some(etcd), ..leased })
     }
@@ -105,6 +106,11 @@ impl<'lab> FlannelCluster<'lab> {
     /// The etcd that subnets are leased from. Panics over an API server.
     pub fn etcd(&self) -> &Etcd {
         self.etcd.as_ref().unwrap_or_else(|| panic!("subnets are not leased"))
+    }
+
+    /// With another backend than plain VXLAN.
+    pub fn with_backend(self, backend: Value) -> Self {
+        Self { backend, ..self }
     }
 
     /// The API server.
@@ -243,7 +249,7 @@ impl<'lab> FlannelCluster<'lab> {
         let mut config = json!({
             "Network": self.ranges()[0],
             "EnableNFTables": self.rules == Rules::Nftables,
-            "Backend": { "Type": "vxlan" },
+            "Backend": self.backend,
         });
         if let Some(range) = self.ranges().get(1) {
             config["EnableIPv6"] = true.into();
@@ -320,6 +326,10 @@ impl<'lab> FlannelCluster<'lab> {
     pub fn object(&self, name: &str) -> Result<Value> {
         self.plane().get(&format!("/api/v1/nodes/{name}"))
     }
+}
+
+fn vxlan() -> Value {
+    json!({ "Type": "vxlan" })
 }
 
 impl Families {

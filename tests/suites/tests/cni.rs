@@ -378,6 +378,26 @@ fn n11_gc_frees_leaked_addresses_and_links_and_leaves_valid_ones_and_strangers()
 }
 
 #[test]
+fn n11_pods_of_the_network_before_keep_their_addresses_to_themselves() {
+    in_lab("cni-before", |lab| {
+        let cni = CniNode::new(lab)?;
+        let pods = [cni.node().sandbox("old")?, cni.node().sandbox("new")?];
+        // What flannel's CNI plugin has the bridge do.
+        let ranges = json!([[{ "subnet": "10.77.1.0/24" }]]);
+        let bridge = json!({
+            "type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
+            "ipam": { "type": "host-local", "dataDir": cni.host_local(), "ranges": ranges },
+        });
+        let old = cni.chain("ADD", &pods[0], &[bridge], &Value::Null)?;
+        let old = old.addresses()[0];
+        assert_eq!(old.to_string(), "10.77.1.2");
+        assert_eq!(cni.add(&pods[1])?.addresses()[0].to_string(), "10.77.1.3");
+        let _server = pods[0].serve("old", PORT)?;
+        reaches(cni.node(), (old, PORT), SOON)
+    });
+}
+
+#[test]
 fn n11_a_pod_may_have_a_second_network_whose_default_route_comes_after_the_first() {
     in_lab("cni-second", |lab| {
         let cni = CniNode::new(lab)?;

@@ -75,6 +75,18 @@ fn n3_x6_flannel_joins_podway_over_etcd_and_everybody_reaches_everybody() {
 }
 
 #[test]
+fn n6_x6_flannel_and_podway_route_directly_to_each_other_where_they_are_told_to() {
+    in_lab("flannel-direct", |lab| {
+        reach_each_other_without_vxlan(lab, json!({ "Type": "vxlan", "DirectRouting": true }))
+    });
+}
+
+#[test]
+fn n6_x6_flannel_and_podway_reach_each_other_by_host_gw() {
+    in_lab("flannel-host-gw", |lab| reach_each_other_without_vxlan(lab, json!({ "Type": "host-gw" })));
+}
+
+#[test]
 fn n9_podway_writes_the_subnet_env_that_flannel_wrote() {
     in_lab("flannel-subnet-env", |lab| {
         let cluster = FlannelCluster::open(lab, Rules::Nftables, Families::Ipv4)?;
@@ -232,6 +244,16 @@ fn everybody_reaches_everybody(lab: &Lab, cluster: &FlannelCluster<'_>, runners:
         stop(&site.daemon)?;
     }
     Ok(())
+}
+
+/// A flannel and a podway on one link.
+fn reach_each_other_without_vxlan(lab: &Lab, backend: Value) -> Result<()> {
+    let cluster = FlannelCluster::open(lab, Rules::Nftables, Families::Both)?.with_backend(backend);
+    let flannels = Site::raise(&cluster, 1, Runner::Flanneld)?;
+    let podways = Site::raise(&cluster, 2, Runner::PodwayFlanneld)?;
+    reach_each_other(&[&flannels, &podways])?;
+    assert_eq!(lab.vxlan_packets()?, 0);
+    stop(&podways.daemon)
 }
 
 /// A node, who runs its pod network, and a pod; pod and host serve.

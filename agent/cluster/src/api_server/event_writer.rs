@@ -48,7 +48,7 @@ pub enum Regarding {
         /// Its uid; empty where it is not known: then `kubectl describe` does not show the Event.
         uid: Arc<str>,
     },
-    /// A Service.
+    /// A Service. Its uid is not known, so that `kubectl events --for` shows the Event, and `kubectl describe` does not.
     Service(ObjectName),
 }
 
@@ -67,6 +67,8 @@ pub enum EventReason {
     SubnetConflict,
     /// A Node's subnet is outside the pod network.
     SubnetOutside,
+    /// The pods' ranges overlap a network of the machine.
+    RangeOverlap,
     /// Annotations or addresses of a Node cannot be used.
     NodeUnusable,
     /// The interface to other nodes cannot be used for a family, or not as peers expect.

@@ -60,7 +60,9 @@ pub(crate) fn complete(flags: &mut Flags, environment: &Environment) -> Vec<Note
     );
     notes.extend(
         IDLE.iter()
-            .filter(|(name, _)| set(environment, (*name).to_owned()).is_some())
+            .filter(|(name, _)| {
+                set(environment, (*name).to_owned()).is_some_and(|(_, value)| value != "false")
+            })
             .map(|(name, why)| Note::Idle(format!("{name} has no effect: {why}"))),
     );
     notes
@@ -169,6 +171,11 @@ mod tests {
             notes.iter().filter(|note| matches!(note, Note::Idle(text) if text.contains(name))).count()
         };
         assert_eq!((named("EVENT_QUEUE_DEPTH"), named("CONT_WHEN_CACHE_NOT_READY"), notes.len()), (1, 1, 2));
+        assert_eq!(
+            completed("", &[("CONT_WHEN_CACHE_NOT_READY", "false")]).1,
+            [],
+            "as flannel's manifest has it"
+        );
     }
 
     #[test]

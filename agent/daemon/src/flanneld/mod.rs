@@ -89,11 +89,12 @@ fn start(mut flags: args::Flags, environment: &Environment) -> Result<Start> {
         }
         NodeName::OfPod { .. } | NodeName::OfHost => {}
     }
-    Ok(Start { config: Config::load(None, &overrides)?, notes, pod })
+    Ok(Start { config: Config::written(None, &overrides)?, notes, pod })
 }
 
 fn execute(start: Start) -> Result<()> {
     let Start { mut config, notes, pod } = start;
+    config.read_net_conf()?;
     log::start(&config.log)?;
     for note in notes {
         match note {

@@ -12,6 +12,7 @@ use podway_reconcile::Retry;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::events::Events;
 use crate::config::{AssignConfig, Config};
 
 /// Between two attempts at most: the cluster's state may change without the own Node changing.
@@ -24,6 +25,7 @@ pub(crate) struct Subnets {
     /// What the Node said when the attempt was started that gave `held`, or is under way.
     asked: Option<Node>,
     held: Option<Vec<IpNet>>,
+    events: Option<Events>,
     trouble: Option<String>,
     again: Option<Instant>,
     retry: Retry,
@@ -37,6 +39,7 @@ impl Subnets {
             attempts: JoinSet::new(),
             asked: None,
             held: None,
+            events: None,
             trouble: None,
             again: None,
             retry: Retry::new(Duration::from_millis(500), LONGEST_WAIT),
@@ -44,7 +47,7 @@ impl Subnets {
     }
 
     /// Those that `source`, if it is an API server, shows to be this machine's, or that it lets this node have.
-    pub(crate) fn claimed(config: &Config, source: &Source) -> Result<Self> {
+    pub(crate) fn claimed(config: &Config, source: &Source, events: Events) -> Result<Self> {
         let assign = &config.network.assign;
         if assign.mode == AssignMode::Never {
             return Ok(Self::as_given());
@@ -56,7 +59,7 @@ impl Subnets {
             ranges: ranges(&config.network.pod_networks, assign)?,
             namespace: assign.namespace.as_str().into(),
         };
-        Ok(Self { claims: source.subnet_claims(policy), ..Self::as_given() })
+        Ok(Self { claims: source.subnet_claims(policy), events: Some(events), ..Self::as_given() })
     }
 
     /// The Node with no subnets but those that this node may use. Asks for them if the Node is another than before.
@@ -121,9 +124,7 @@ impl Subnets {
         match result {
             Ok(assignment) => {
                 self.retry.succeeded();
-                if assignment.is_new {
-                    info!(subnets = ?assignment.subnets, "subnets were claimed for this node");
-                }
+                self.tell(&assignment);
                 self.trouble = None;
                 self.held = Some(assignment.subnets);
             }
@@ -131,10 +132,29 @@ impl Subnets {
                 let (wait, text) = (self.retry.failed(), error.to_string());
                 if self.trouble.as_ref() != Some(&text) {
                     warn!(again_in = ?wait, "this node has no subnets: {text}");
+                    if let (Some(events), AssignError::Unassigned(why)) = (&self.events, &error) {
+                        events.unassigned(why);
+                    }
                 }
                 self.trouble = Some(text);
                 self.again = Some(Instant::now() + wait);
             }
+        }
+    }
+}
+
+impl Subnets {
+    fn tell(&self, assignment: &Assignment) {
+        let Some(events) = &self.events else { return };
+        events.know_uid(&assignment.node_uid);
+        if let Some(why) = &assignment.unguarded {
+            warn!("a second machine with this node's name would not be noticed: {why}");
+        }
+        if assignment.is_new {
+            let subnets: Vec<String> = assignment.subnets.iter().map(IpNet::to_string).collect();
+            let note = format!("{} claimed for this node", subnets.join(", "));
+            info!("{note}");
+            events.assigned(&note);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod announce;
 mod assignment;
+mod events;
 pub(crate) mod lease;
 mod locate;
 mod settings;
@@ -13,6 +14,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
 use podway_overlay::{Host, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
@@ -21,6 +23,7 @@ use tracing::{debug, error, info, warn};
 
 pub(crate) use self::announce::Announcer;
 pub(crate) use self::assignment::Subnets;
+pub(crate) use self::events::Events;
 pub(crate) use self::settings::{Store, overlay_settings, peering};
 use self::tables::Tables;
 use crate::config::Config;
@@ -30,6 +33,10 @@ use crate::{cni_files, message};
 
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// What an operator can do about another program that fights podway.
+const CONTENDED: &str = "another program changes the pod network again and again: find out which, with `ip monitor` \
+                         and `nft monitor`; podway gives way and repairs more seldom";
 
 /// A routing daemon may change routes all the time; what follows from them is looked at so often.
 const HOST_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,6 +52,7 @@ pub(crate) struct NetworkHalf {
     announcer: Announcer,
     subnets: Subnets,
     board: Board,
+    events: Events,
     /// This machine's Node as the source told it.
     given: Option<Node>,
     /// The same with the subnets that this machine may use.
@@ -74,12 +82,14 @@ pub(crate) struct Parts {
     pub(crate) nft: NftProcess,
     /// Where it writes down how it is.
     pub(crate) board: Board,
+    /// What the cluster's users are told.
+    pub(crate) events: Events,
 }
 
 impl NetworkHalf {
     /// A half that writes nothing before the Nodes have been listed once.
     pub(crate) async fn new(config: &Config, parts: Parts) -> Result<Self> {
-        let Parts { announcer, subnets, nft, board } = parts;
+        let Parts { announcer, subnets, nft, board, events } = parts;
         let settings = overlay_settings(config)?;
         let overlay = Overlay::new(settings.clone())?;
         let netlink = Netlink::open()?;
@@ -95,6 +105,7 @@ impl NetworkHalf {
             announcer,
             subnets,
             board,
+            events,
             given: None,
             own: None,
             listed: Listed::Nothing,
@@ -159,13 +170,17 @@ impl Half for NetworkHalf {
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
-                self.board.failed(status::Half::Network, "program", &message::of(&error));
+                let text = message::of(&error);
+                if self.retry.failures() == 0 {
+                    self.events.own_trouble(EventReason::NetworkIncomplete, &text);
+                }
+                self.board.failed(status::Half::Network, "program", &text);
                 self.announce(false).await;
                 self.overlay.invalidate();
                 self.tables.invalidate();
                 self.look_again = Some(Instant::now());
                 let wait = self.retry.failed();
-                warn!(again_in = ?wait, "the pod network is not complete: {}", message::of(&error));
+                warn!(again_in = ?wait, "the pod network is not complete: {text}");
                 Ok(Next::After(wait))
             }
         }
@@ -294,6 +309,7 @@ impl NetworkHalf {
                 Severity::Error => error!("{overlap}"),
                 Severity::Warning => warn!("{overlap}"),
             }
+            self.events.own_trouble(EventReason::RangeOverlap, &overlap.to_string());
         }
         self.overlaps = overlaps;
         if self.host.as_ref() == Some(&host) {
@@ -302,6 +318,9 @@ impl NetworkHalf {
         debug!(interface = host.external.name.as_str(), "external interface");
         self.announcer.lease(|| lease::attributes(&self.settings, &host));
         self.overlay.set_host(host.clone());
+        if let Some(breakage) = self.overlay.offload_breakage() {
+            info!("checksums of encapsulated packets are left to the kernel: {breakage}");
+        }
         self.host = Some(host);
         Ok(())
     }
@@ -318,11 +337,8 @@ impl NetworkHalf {
     fn repaired(&mut self, steps: usize, took: &str) {
         info!(steps, took, "what somebody else changed is as it was");
         if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
-            warn!(
-                again_in = ?wait,
-                "another program changes the pod network again and again: find out which, with `ip monitor` and \
-                 `nft monitor`; podway gives way and repairs more seldom"
-            );
+            warn!(again_in = ?wait, "{CONTENDED}");
+            self.events.own_trouble(EventReason::NetworkContended, CONTENDED);
         }
     }
 
@@ -337,6 +353,7 @@ impl NetworkHalf {
         let problems: BTreeSet<Problem> = self.overlay.problems().into_iter().collect();
         for problem in problems.difference(&self.problems) {
             warn!(node = %problem.node, "{problem}");
+            self.events.problem(problem, &self.overlay);
         }
         for problem in self.problems.difference(&problems) {
             info!(node = %problem.node, "no longer: {problem}");

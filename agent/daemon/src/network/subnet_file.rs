@@ -32,7 +32,7 @@ pub(crate) async fn remove(config: &Config) -> Result<()> {
     let path = &config.network.subnet_file;
     let names = Overlay::new(overlay_settings(config)?)?.link_names();
     let observed = Netlink::open()?.observe(&names).await?;
-    if !observed.links.iter().any(|(name, link)| link.ours && !observed.is_flannels_again(name)) {
+    if observed.are_flannels() || !observed.links.values().any(|link| link.ours) {
         return Ok(());
     }
     match fs::remove_file(path) {
