@@ -2,7 +2,7 @@
 //! nothing, and afterwards the kernel is as after a fresh start (contracts N3, N13, N20, S24).
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use podway_overlay::{LeaseAttributes, Mac, PerFamily, Vni};
@@ -21,6 +21,9 @@ const AWAY: Duration = Duration::from_secs(60);
 
 /// How often podway is killed.
 const KILLS: u32 = 20;
+
+/// A connection whose other end died without a word is noticed within half a minute.
+const UNHEARD: Duration = Duration::from_secs(40);
 
 /// Nodes that nobody runs, and that come and go.
 const GHOSTS: [u8; 4] = [21, 22, 23, 24];
@@ -113,6 +116,119 @@ fn n5_n13_nodes_with_every_field_wrong_are_named_and_harm_no_other() {
     });
 }
 
+#[test]
+fn n3_n13_leases_with_every_field_wrong_are_named_and_harm_no_other() {
+    in_lab("faults-wrong-leases", |lab| {
+        let site = Site::open(lab, Store::Etcd)?;
+        let etcd = site.etcd.as_ref().context("no etcd")?;
+        let before = KernelState::read(&site.one)?;
+        let load = site.load()?;
+        let wrong = [
+            ("10.77.31.0-24&fd77:0:0:31::-64", "{"),
+            ("10.77.32.0-24", r#"{"PublicIP":"nowhere","BackendType":"vxlan","BackendData":[]}"#),
+            (
+                "10.77.33.0-24",
+                r#"{"PublicIP":"192.0.2.133","BackendType":"vxlan","BackendData":{"VtepMAC":7}}"#,
+            ),
+            ("10.77.34.0-24", r#"{"PublicIP":"192.0.2.134","BackendType":"carrier pigeon"}"#),
+            ("300.77.35.0-99", "{}"),
+        ];
+        for (key, value) in wrong {
+            etcd.put(&format!("/coreos.com/network/subnets/{key}"), value)?;
+        }
+        for (key, _) in wrong {
+            within(SOON, &format!("{key} is named"), || {
+                let log = site.podways[0].log();
+                match complaints(&log).iter().any(|line| line.contains(key)) {
+                    true => Ok(()),
+                    false => Err(log),
+                }
+            })?;
+        }
+        site.appear(21)?;
+        site.vanish(21)?;
+        await_no_trace_of(21, &site.one);
+        before.assert_same(&KernelState::read(&site.one)?);
+        load.assert_nothing_lost();
+        site.is_as_after_a_fresh_start()
+    });
+}
+
+#[test]
+fn n4_s24_files_of_nodes_with_every_field_wrong_are_named_and_harm_no_other() {
+    in_lab("faults-wrong-files", |lab| {
+        let site = Site::open(lab, Store::Files)?;
+        let before = KernelState::read(&site.one)?;
+        let load = site.load()?;
+        let node = |number: u8| manifests::node(&format!("wrong-{number}"));
+        let wrong = [
+            node(1).pod_cidrs(["300.77.31.0/24", "fd77::/129", ""]),
+            node(2).set("/spec/podCIDRs", json!({ "10.77.32.0": 24 })).set("/spec/podCIDR", 7),
+            node(3).set("/status", "Ready").set("/spec", json!([])),
+            node(4)
+                .pod_cidrs(["10.77.34.0/24"])
+                .set("/status/addresses", json!([{ "type": 7 }, "192.0.2.134"])),
+            // Ours, and another node's.
+            node(5).pod_cidrs(["10.77.1.0/24", "fd77:0:0:2::/64"]).internal_ips(["192.0.2.135"]),
+            node(6).pod_cidrs(["192.168.0.0/16"]).internal_ips(["nowhere"]),
+        ];
+        for (number, node) in (1..).zip(&wrong) {
+            site.cluster.publish(&format!("wrong-{number}"), node)?;
+        }
+        for number in 1..=wrong.len() {
+            within(SOON, &format!("wrong-{number} is named"), || {
+                let log = site.podways[0].log();
+                match complaints(&log).iter().any(|line| line.contains(&format!("wrong-{number}"))) {
+                    true => Ok(()),
+                    false => Err(log),
+                }
+            })?;
+        }
+        site.cluster.publish("ghost-21", ghost_node(21))?;
+        site.await_trace_of(21)?;
+        site.cluster.withdraw("ghost-21")?;
+        await_no_trace_of(21, &site.one);
+        before.assert_same(&KernelState::read(&site.one)?);
+        load.assert_nothing_lost();
+        site.is_as_after_a_fresh_start()
+    });
+}
+
+#[test]
+fn n13_a_repair_does_not_wait_for_an_api_server_that_says_nothing() {
+    in_lab("faults-api-silent", |lab| {
+        let site = Site::open(lab, Store::Kube)?;
+        let blockade = Blockade::raise(&site.one)?;
+        // Peers are to be told of it, and that takes its time now.
+        site.one.ip("addr add 192.0.2.66/24 dev eth0\naddr del 192.0.2.11/24 dev eth0")?;
+        within(SOON, "the link sends from the new address", || {
+            match KernelState::read(&site.one)?.mentions("local 192.0.2.66 dev eth0") {
+                true => Ok(()),
+                false => Err(anyhow!("not yet")),
+            }
+        })?;
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(500));
+            site.one.ip("route del fd77:0:0:2::/64")?;
+            let started = Instant::now();
+            within(Duration::from_secs(1), "the route is back", || {
+                match site.one.command("ip").args(["-6", "route", "show", "proto", "105"]).run()? {
+                    routes if routes.contains("fd77:0:0:2::/64") => Ok(()),
+                    routes => Err(anyhow!(routes)),
+                }
+            })?;
+            eprintln!("with a silent API server: seen to be repaired after {:.0?}", started.elapsed());
+        }
+        blockade.lift()?;
+        within(UNHEARD, "the peer sends to the new address", || {
+            match KernelState::read(&site.two)?.mentions("dst 192.0.2.66 ") {
+                true => Ok(()),
+                false => Err(anyhow!("not yet")),
+            }
+        })
+    });
+}
+
 fn without_its_server_for_a_minute(lab: &Lab, store: Store) -> Result<()> {
     let site = Site::open(lab, store)?;
     site.appear(21)?;
@@ -145,7 +261,11 @@ fn with_a_forgotten_history(lab: &Lab, store: Store) -> Result<()> {
     site.forget_history()?;
     assert!(KernelState::read(&site.one)?.mentions("10.77.21.0"), "it cannot know yet");
     blockade.lift()?;
-    await_no_trace_of(21, &site.one);
+    within(UNHEARD, "node 21 is gone", || {
+        let state = KernelState::read(&site.one)?;
+        let traces = state.traces_of(21);
+        if traces.is_empty() { Ok(()) } else { Err(anyhow!(traces.join("\n"))) }
+    })?;
     site.await_trace_of(23)?;
     assert!(KernelState::read(&site.one)?.mentions("10.77.22.0"), "what stayed");
     load.assert_nothing_lost();
@@ -190,6 +310,7 @@ fn killed_again_and_again(lab: &Lab, store: Store) -> Result<()> {
 enum Store {
     Kube,
     Etcd,
+    Files,
 }
 
 /// Two nodes with a podway each; a client on one, the pod `far` on the other.
@@ -210,6 +331,7 @@ impl<'lab> Site<'lab> {
         let (cluster, etcd) = match store {
             Store::Kube => (Cluster::over(lab, Source::Kube)?, None),
             Store::Etcd => (Cluster::over(lab, Source::Directory)?, Some(lab.etcd()?)),
+            Store::Files => (Cluster::over(lab, Source::Directory)?, None),
         };
         if let Some(etcd) = &etcd {
             let config = json!({ "Network": "10.77.0.0/16", "EnableIPv6": true, "IPv6Network": "fd77::/48" });
@@ -316,7 +438,7 @@ impl<'lab> Site<'lab> {
     }
 }
 
-/// The node's way to the servers, closed as by a firewall in between: what podway sends is dropped without a word.
+/// The node's way to the servers, closed as by a firewall in between: packets are dropped without a word.
 struct Blockade<'a> {
     node: &'a Member,
 }
@@ -324,7 +446,8 @@ struct Blockade<'a> {
 impl<'a> Blockade<'a> {
     fn raise(node: &'a Member) -> Result<Self> {
         let table = "table inet blockade {\n chain output {\n type filter hook output priority filter\n \
-                     tcp dport { 2379, 6443 } drop\n }\n}\n";
+                     tcp dport { 2379, 6443 } drop\n }\n chain input {\n \
+                     type filter hook input priority filter\n tcp sport { 2379, 6443 } drop\n }\n}\n";
         node.command("nft").args(["--file", "-"]).stdin(table).run()?;
         Ok(Self { node })
     }

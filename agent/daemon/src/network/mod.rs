@@ -148,6 +148,7 @@ impl Half for NetworkHalf {
                 self.tables_repair.note();
             },
             () = self.subnets.changed() => self.own_node(self.given.clone()),
+            () = self.announcer.told() => {}
         }
         Ok(())
     }
@@ -170,7 +171,7 @@ impl Half for NetworkHalf {
                 if complete {
                     self.retry.succeeded();
                 }
-                let told = self.announce(complete && self.listed != Listed::Nothing).await;
+                let told = self.announce(complete && self.listed != Listed::Nothing);
                 let due = [told, until(self.try_again), until(self.look_again)];
                 let repairs = [self.overlay_repair.next(), self.tables_repair.next()];
                 let next = due.into_iter().chain(repairs).flatten().min();
@@ -180,7 +181,7 @@ impl Half for NetworkHalf {
             Err(error) => {
                 let wait = self.failed(&error);
                 self.doubt_everything();
-                self.announce(false).await;
+                self.announce(false);
                 Ok(Next::After(wait))
             }
         }
@@ -373,10 +374,10 @@ impl NetworkHalf {
     }
 
     /// Tells the cluster how this node is reached, and that its network works if all of it does.
-    async fn announce(&mut self, complete: bool) -> Option<Duration> {
+    fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value)).collect();
-        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some()).await
+        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some())
     }
 
     fn report_problems(&mut self) {
