@@ -75,7 +75,7 @@ fn n20_a_stop_leaves_everything_and_the_next_start_has_nothing_to_do() {
                 before.assert_same(&KernelState::read(&site.one)?);
             }
             load.assert_nothing_lost();
-            site.is_as_after_a_fresh_start()
+            site.matches_a_fresh_start()
         });
     }
 }
@@ -112,7 +112,7 @@ fn n5_n13_nodes_with_every_field_wrong_are_named_and_harm_no_other() {
         await_no_trace_of(21, &site.one);
         before.assert_same(&KernelState::read(&site.one)?);
         load.assert_nothing_lost();
-        site.is_as_after_a_fresh_start()
+        site.matches_a_fresh_start()
     });
 }
 
@@ -150,7 +150,7 @@ fn n3_n13_leases_with_every_field_wrong_are_named_and_harm_no_other() {
         await_no_trace_of(21, &site.one);
         before.assert_same(&KernelState::read(&site.one)?);
         load.assert_nothing_lost();
-        site.is_as_after_a_fresh_start()
+        site.matches_a_fresh_start()
     });
 }
 
@@ -190,7 +190,7 @@ fn n4_s24_files_of_nodes_with_every_field_wrong_are_named_and_harm_no_other() {
         await_no_trace_of(21, &site.one);
         before.assert_same(&KernelState::read(&site.one)?);
         load.assert_nothing_lost();
-        site.is_as_after_a_fresh_start()
+        site.matches_a_fresh_start()
     });
 }
 
@@ -200,7 +200,7 @@ fn n13_a_repair_does_not_wait_for_an_api_server_that_says_nothing() {
         let site = Site::open(lab, Store::Kube)?;
         let blockade = Blockade::raise(&site.one)?;
         // Peers are to be told of it, and that takes its time now.
-        site.one.ip("addr add 192.0.2.66/24 dev eth0\naddr del 192.0.2.11/24 dev eth0")?;
+        site.one.ip("addr del 192.0.2.11/24 dev eth0\naddr add 192.0.2.66/24 dev eth0\nroute add default via 192.0.2.1")?;
         within(SOON, "the link sends from the new address", || {
             match KernelState::read(&site.one)?.mentions("local 192.0.2.66 dev eth0") {
                 true => Ok(()),
@@ -246,7 +246,7 @@ fn without_its_server_for_a_minute(lab: &Lab, store: Store) -> Result<()> {
     site.vanish(21)?;
     await_no_trace_of(21, &site.one);
     load.assert_nothing_lost();
-    site.is_as_after_a_fresh_start()
+    site.matches_a_fresh_start()
 }
 
 /// A Node goes while a podway cannot hear of it, and the server forgets that it ever was.
@@ -269,7 +269,7 @@ fn with_a_forgotten_history(lab: &Lab, store: Store) -> Result<()> {
     site.await_trace_of(23)?;
     assert!(KernelState::read(&site.one)?.mentions("10.77.22.0"), "what stayed");
     load.assert_nothing_lost();
-    site.is_as_after_a_fresh_start()
+    site.matches_a_fresh_start()
 }
 
 fn killed_again_and_again(lab: &Lab, store: Store) -> Result<()> {
@@ -302,7 +302,7 @@ fn killed_again_and_again(lab: &Lab, store: Store) -> Result<()> {
         }
     }
     load.assert_nothing_lost();
-    site.is_as_after_a_fresh_start()
+    site.matches_a_fresh_start()
 }
 
 /// Where subnets are kept.
@@ -423,7 +423,7 @@ impl<'lab> Site<'lab> {
     }
 
     /// Each node in turn: what stands is what a podway makes that finds nothing.
-    fn is_as_after_a_fresh_start(mut self) -> Result<()> {
+    fn matches_a_fresh_start(mut self) -> Result<()> {
         for (number, member) in [&self.one, &self.two].into_iter().enumerate() {
             let state = KernelState::read(member)?;
             assert!(self.podways[number].stop()?.success());
@@ -464,7 +464,7 @@ impl Dice {
     /// By the variable `PODWAY_TEST_SEED`, or the clock.
     fn seeded() -> Self {
         let given = std::env::var("PODWAY_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let clock = || SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros() as u64;
+        let clock = || u64::from(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().subsec_nanos());
         let seed = given.unwrap_or_else(clock) | 1;
         eprintln!("PODWAY_TEST_SEED={seed}");
         Self(seed)
