@@ -64,6 +64,8 @@ pub(crate) struct NetworkHalf {
     look_again: Option<Instant>,
     /// Whether somebody else may have changed what is ours.
     drifted: bool,
+    /// Whether all of it was programmed at least once.
+    stands: bool,
     contest: Contest,
     started: Instant,
     problems: BTreeSet<Problem>,
@@ -112,6 +114,7 @@ impl NetworkHalf {
             host: None,
             look_again: Some(now),
             drifted: false,
+            stands: false,
             contest: Contest::default(),
             started: now,
             problems: BTreeSet::new(),
@@ -218,8 +221,10 @@ impl NetworkHalf {
 
     async fn program(&mut self) -> Result<()> {
         self.look_at_host().await?;
-        let repairing = self.drifted && self.until_repair().is_none();
-        if repairing {
+        let due = self.drifted && self.until_repair().is_none();
+        // What others change before anything stands is nothing that was broken.
+        let repairing = due && self.stands;
+        if due {
             self.drifted = false;
             self.overlay.invalidate();
             self.tables.invalidate();
@@ -248,6 +253,7 @@ impl NetworkHalf {
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
         run?;
+        self.stands = true;
         self.complete(started.elapsed())
     }
 
