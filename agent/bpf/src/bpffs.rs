@@ -63,6 +63,10 @@ impl PinDir {
     /// Removes the directory itself, unless someone else has put something into it.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         for dir in [self.links(), self.0.clone()] {
+            // A read-only /sys, as containers have it, would refuse the removal of nothing, too.
+            if !dir.exists() {
+                continue;
+            }
             match fs::remove_dir(&dir) {
                 Err(error)
                     if !matches!(

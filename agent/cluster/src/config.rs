@@ -1,5 +1,6 @@
 //! Where the cluster state comes from, as the daemon's configuration says it.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -52,7 +53,7 @@ pub struct DirectoryConfig {
 }
 
 /// flannel's etcd (contract N3).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EtcdConfig {
     /// `http://host:port` or `https://host:port`, one after the other until one answers; etcd is used if there is one.
@@ -75,6 +76,23 @@ pub struct EtcdConfig {
     pub renew_margin: u16,
 }
 
+impl fmt::Debug for EtcdConfig {
+    /// Without the password, which has no place in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoints, prefix, key_file, cert_file, ca_file, username, password: _, renew_margin } =
+            self;
+        f.debug_struct("EtcdConfig")
+            .field("endpoints", endpoints)
+            .field("prefix", prefix)
+            .field("key_file", key_file)
+            .field("cert_file", cert_file)
+            .field("ca_file", ca_file)
+            .field("username", username)
+            .field("renew_margin", renew_margin)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for EtcdConfig {
     fn default() -> Self {
         Self {
@@ -90,7 +108,7 @@ impl Default for EtcdConfig {
     }
 }
 
-/// A list, or its entries with commas between them.
+/// A list, or its entries with commas between them; nothing is an empty list.
 fn list<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -98,10 +116,11 @@ fn list<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         Many(Vec<String>),
         Text(String),
     }
-    Ok(match Written::deserialize(deserializer)? {
-        Written::Many(entries) => entries,
-        Written::Text(text) => {
+    Ok(match Option::<Written>::deserialize(deserializer)? {
+        Some(Written::Many(entries)) => entries,
+        Some(Written::Text(text)) => {
             text.split(',').map(str::trim).filter(|it| !it.is_empty()).map(str::to_owned).collect()
         }
+        None => Vec::new(),
     })
 }

@@ -455,6 +455,7 @@ where
                     .map_err(|error| serde::de::Error::custom(format!("entry {at}: {error}")))
             })
             .collect(),
+        Value::Null => Ok(Vec::new()),
         Value::String(entry) if entry.is_empty() => Ok(Vec::new()),
         entry => Ok(vec![serde_json::from_value(entry).map_err(serde::de::Error::custom)?]),
     }

@@ -120,7 +120,7 @@ pub enum Error {
         mtu: u32,
     },
     /// A kernel setting cannot be written.
-    #[error("cannot set {path} to {value}: {cause}")]
+    #[error("cannot set {path} to {value}: {cause}{}", remedy(cause))]
     Sysctl {
         /// The file.
         path: String,
@@ -154,8 +154,21 @@ impl Error {
         }
     }
 
+    /// A setting below a /proc/sys that is read-only, as in containers.
+    pub(crate) fn is_read_only(&self) -> bool {
+        matches!(self, Self::Sysctl { cause, .. } if cause.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
+
     pub(crate) fn refused(operation: impl fmt::Display, cause: io::Error) -> Self {
         Self::Refused { operation: operation.to_string(), cause }
+    }
+}
+
+/// What somebody who reads it can do.
+fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => "; a container may not: set it on the node itself",
+        _ => "",
     }
 }
 

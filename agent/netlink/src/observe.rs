@@ -1,8 +1,8 @@
 //! What of the pod network is in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use podway_overlay::{
@@ -89,7 +89,10 @@ async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
         rows.neighbours.insert(NeighbourKey { link: link.name.clone(), address }, mac);
     }
     for (underlay, mac) in dump::fdb(netlink, link.index).await? {
-        rows.fdb.insert(FdbKey { link: link.name.clone(), mac }, underlay);
+        let key = FdbKey { link: link.name.clone(), mac };
+        if let Some(further) = rows.fdb.insert(key.clone(), underlay) {
+            observed.further_fdb.insert((key, further));
+        }
     }
     for family in Family::BOTH {
         for entry in dump::routes(netlink, family, Routes::OfLink(link.index)).await? {
@@ -113,8 +116,19 @@ fn route(hop: &Hop, link: &LinkName) -> Option<Route> {
     Some(Route { via: hop.via?, link: link.clone(), onlink: hop.onlink })
 }
 
+/// What would only be better otherwise, and cannot be changed, is not looked at: a container's /proc/sys is read-only,
+/// and the same step would come up for ever.
 fn read_sysctl(sysctl: Sysctl, observed: &mut Observed) {
-    if let Ok(value) = fs::read_to_string(sysctl_path(&sysctl)) {
+    let path = sysctl_path(&sysctl);
+    if matches!(sysctl, Sysctl::AcceptRa(_) | Sysctl::RpFilter(_)) && is_read_only(&path) {
+        return;
+    }
+    if let Ok(value) = fs::read_to_string(path) {
         observed.sysctls.insert(sysctl, value.trim().to_owned());
     }
+}
+
+fn is_read_only(path: &str) -> bool {
+    let opened = fs::OpenOptions::new().write(true).open(path);
+    opened.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
 }

@@ -120,7 +120,10 @@ impl Run<'_> {
 
     fn fail(&mut self, op: &Op, error: Error) {
         if is_harmless(op) {
-            tracing::warn!("{error}");
+            match error.is_read_only() {
+                true => tracing::debug!("{error}"),
+                false => tracing::warn!("{error}"),
+            }
             return self.report.warnings.push(Failure { op: op.clone(), error });
         }
         self.broken.note(op);

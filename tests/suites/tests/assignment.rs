@@ -1,5 +1,5 @@
 //! Subnets that nodes choose themselves, through a real kube-apiserver: many at once, killed at each step, against
-//! other allocators, with the rights of manifests/rbac.yaml.
+//! other allocators, with the rights of manifests/podway.yaml.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic")]
 
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(20);
 
 /// What podway may do at the API server, as users apply it.
-const RBAC: &str = include_str!("../../../manifests/rbac.yaml");
+const PODWAY: &str = include_str!("../../../manifests/podway.yaml");
 
 const NAMESPACE: &str = "kube-system";
 
@@ -194,7 +194,7 @@ fn n2_of_two_machines_with_one_name_one_is_served_and_the_other_is_told_what_to_
 }
 
 #[test]
-fn n2_s42_the_rights_of_manifests_rbac_yaml_are_enough_to_assign_and_no_more_than_that() {
+fn n2_s42_the_rights_of_manifests_podway_yaml_are_enough_to_assign_and_no_more_than_that() {
     in_lab("assign-rights", |lab| {
         let plane = lab.control_plane()?;
         let ranges = [whole("10.77.0.0/16"), whole("fd77::/48")];
@@ -217,7 +217,7 @@ fn n2_s42_the_rights_of_manifests_rbac_yaml_are_enough_to_assign_and_no_more_tha
         assert!(given.unguarded.context("claimed without the right to")?.contains("leases"));
         plane.kubectl(&["delete", "clusterrolebinding", "nodes"])?;
 
-        plane.apply(RBAC)?;
+        plane.apply(PODWAY)?;
         let assignment = eventually(SOON, "the rights of podway", || assign("node-1").and_then(|it| it));
         assert_eq!(assignment.subnets.len(), 2);
         assert_eq!(assign("given")??.unguarded, None, "now it is claimed");

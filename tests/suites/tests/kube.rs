@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 const PORT: u16 = 8080;
 
 /// What podway may do at the API server, as users apply it.
-const RBAC: &str = include_str!("../../../manifests/rbac.yaml");
+const PODWAY: &str = include_str!("../../../manifests/podway.yaml");
 
 #[test]
 fn n5_n18_nodes_with_assigned_pod_cidrs_find_each_other_by_the_annotations_that_podway_writes() {
@@ -199,7 +199,7 @@ fn s24_s32_a_restart_without_the_api_server_changes_nothing_and_later_finds_all_
 }
 
 #[test]
-fn s42_the_rights_of_manifests_rbac_yaml_are_enough_and_no_more_than_that() {
+fn s42_the_rights_of_manifests_podway_yaml_are_enough_and_no_more_than_that() {
     in_lab("kube-rights", |lab| {
         let cluster = Cluster::over(lab, Source::Kube)?;
         let (plane, node) = (cluster.control_plane(), cluster.member(1)?);
@@ -212,7 +212,7 @@ fn s42_the_rights_of_manifests_rbac_yaml_are_enough_and_no_more_than_that() {
             assert!(complaint.contains(name), "{complaint} does not name {name}");
         }
 
-        plane.apply(RBAC)?;
+        plane.apply(PODWAY)?;
         wait_until_programmed(&podway)?;
         announced_node(plane, "node-1");
         let (web_pod, _server) = node.serving_pod("web")?;

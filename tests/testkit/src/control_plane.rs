@@ -31,6 +31,10 @@ const API_PORT: u16 = 6443;
 /// Of the administrator, whose group is system:masters.
 const ADMIN_TOKEN: &str = "podway-testkit-admin";
 
+/// Only what ServiceAccounts ask, so that the tests' own requests cost nothing.
+const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+                            - {level: Metadata, userGroups: ['system:serviceaccounts']}\n- {level: None}\n";
+
 /// Ready within four seconds on an idle machine with two cores; many labs may start at once.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 
@@ -129,6 +133,14 @@ impl ControlPlane {
         self.api.open(path)
     }
 
+    /// What ServiceAccounts have asked so far, oldest first: the API server's audit events, each when it was answered.
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let path = audit_log(&self.folder);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        // The last line may be under way.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
     /// Runs the real `kubectl` as the administrator and returns what it printed. A quarter of a second each.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let kubeconfig = self.kubeconfig();
@@ -182,6 +194,8 @@ fn start_server(host: &Host) -> Result<Process> {
     let tokens = folder.join("tokens.csv");
     let line = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
     fs::write(&tokens, line).with_context(|| format!("write {}", tokens.display()))?;
+    let policy = folder.join("audit-policy.yaml");
+    fs::write(&policy, AUDIT_POLICY).with_context(|| format!("write {}", policy.display()))?;
     let key = folder.join("certificates/apiserver.key");
     let command = host.command(reference("kube-apiserver")?).args([
         format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"),
@@ -195,6 +209,8 @@ fn start_server(host: &Host) -> Result<Process> {
         format!("--service-account-key-file={}", key.display()),
         format!("--service-account-signing-key-file={}", key.display()),
         "--allow-privileged".to_owned(),
+        format!("--audit-policy-file={}", policy.display()),
+        format!("--audit-log-path={}", audit_log(&folder).display()),
     ]);
     command.start("kube-apiserver")
 }
@@ -240,6 +256,10 @@ fn write_kubeconfig(host: &Host, user: &str, token: &str) -> Result<PathBuf> {
     let yaml = serde_saphyr::to_string(&config).context("write a kubeconfig")?;
     fs::write(&path, yaml).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
+}
+
+fn audit_log(folder: &std::path::Path) -> PathBuf {
+    folder.join("audit.log")
 }
 
 fn server_url(host: &Host) -> String {
