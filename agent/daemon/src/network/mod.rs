@@ -64,6 +64,8 @@ pub(crate) struct NetworkHalf {
     look_again: Option<Instant>,
     /// Whether somebody else may have changed what is ours.
     drifted: bool,
+    /// Whether it was our tables.
+    damaged: bool,
     contest: Contest,
     started: Instant,
     problems: BTreeSet<Problem>,
@@ -112,6 +114,7 @@ impl NetworkHalf {
             host: None,
             look_again: Some(now),
             drifted: false,
+            damaged: false,
             contest: Contest::default(),
             started: now,
             problems: BTreeSet::new(),
@@ -130,6 +133,7 @@ impl Half for NetworkHalf {
         match event {
             NetworkEvent::Listed(listed) => {
                 self.listed = listed;
+                self.board.listed(status::Half::Network, listed == Listed::Fully);
                 self.overlay.invalidate();
             }
             NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
@@ -140,7 +144,10 @@ impl Half for NetworkHalf {
     async fn disturbed(&mut self) -> Result<()> {
         tokio::select! {
             drift = self.watch.next() => self.note(drift),
-            damaged = self.tables.damaged() => self.drifted |= damaged?,
+            damaged = self.tables.damaged() => {
+                self.damaged |= damaged?;
+                self.drifted |= self.damaged;
+            }
             () = self.subnets.changed() => self.own_node(self.given.clone()),
         }
         Ok(())
@@ -222,7 +229,9 @@ impl NetworkHalf {
         if repairing {
             self.drifted = false;
             self.overlay.invalidate();
-            self.tables.invalidate();
+            if std::mem::take(&mut self.damaged) {
+                self.tables.invalidate();
+            }
         }
         let started = Instant::now();
         let touched = self.overlay.touched();
