@@ -89,7 +89,10 @@ async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
         rows.neighbours.insert(NeighbourKey { link: link.name.clone(), address }, mac);
     }
     for (underlay, mac) in dump::fdb(netlink, link.index).await? {
-        rows.fdb.insert(FdbKey { link: link.name.clone(), mac }, underlay);
+        let key = FdbKey { link: link.name.clone(), mac };
+        if let Some(further) = rows.fdb.insert(key.clone(), underlay) {
+            observed.further_fdb.insert((key, further));
+        }
     }
     for family in Family::BOTH {
         for entry in dump::routes(netlink, family, Routes::OfLink(link.index)).await? {

@@ -141,7 +141,8 @@ impl NetConf {
         self.families.iter().map(|(_, range)| range.network).collect()
     }
 
-    /// The ranges cut into subnets, checked as flannel's etcd store does.
+    /// The ranges cut into subnets, checked as flannel's etcd store does. A SubnetMin behind SubnetMax, of which flannel
+    /// says only later that it is out of subnets, is refused too.
     ///
     /// # Errors
     /// [`NetConfError::Range`].

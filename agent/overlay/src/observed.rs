@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::ops::Sysctl;
-use crate::plan::{Route, Rows, VxlanLink};
+use crate::plan::{FdbKey, Route, Rows, VxlanLink};
 use crate::settings::Settings;
 use crate::units::{Family, IfIndex, LinkName, Mac, Mtu, PerFamily};
 
@@ -18,6 +18,9 @@ pub struct Observed {
     pub links: BTreeMap<LinkName, LinkState>,
     /// Routes of our protocol number; permanent neighbours and FDB entries of the links above.
     pub rows: Rows,
+    /// Further destinations of FDB entries that have several. A peer's has one: the kernel takes more for packets to all
+    /// or to many, which nothing of ours sends.
+    pub further_fdb: BTreeSet<(FdbKey, IpAddr)>,
     /// Routes of our protocol number that lead nowhere.
     pub blackholes: BTreeSet<IpNet>,
     /// Routes that flannel left on the links above.

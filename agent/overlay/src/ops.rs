@@ -130,6 +130,7 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     }
     ops.extend(plan.forwarding.iter().flat_map(|family| forwarding_ops(*family, observed)));
     ops.extend(rest);
+    ops.extend(further_fdb(&found, observed));
     ops.extend(idle);
     ops.extend(blackhole_ops(plan, observed));
     ops
@@ -189,6 +190,12 @@ fn kept_rows(plan: &OverlayPlan, observed: &Observed) -> Rows {
         plan.links.get(&key.link).is_some_and(|link| Some(link.mac) == mac)
     });
     found
+}
+
+/// Of entries that nothing leads to, every destination goes; the one that counts as the entry's is among the rows.
+fn further_fdb(kept: &Rows, observed: &Observed) -> impl Iterator<Item = Op> {
+    let further = observed.further_fdb.iter().filter(|(key, _)| kept.fdb.contains_key(key));
+    further.map(|(key, underlay)| Op::RemoveFdb(key.clone(), *underlay))
 }
 
 fn stale_flannel_routes(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {

@@ -57,6 +57,35 @@ proptest! {
     }
 }
 
+#[test]
+fn n1_configurations_are_taken_and_refused_as_flannel_does() {
+    let recorded = include_str!("recorded/net_conf.txt");
+    let lines: Vec<&str> = recorded.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(lines.len(), 200);
+    for pair in lines.chunks_exact(2) {
+        assert_eq!(verdict(pair[0]), pair[1].trim(), "{}", pair[0]);
+    }
+}
+
+/// In the words of the recording.
+fn verdict(text: &str) -> String {
+    let conf = NetConf::parse(text).ok();
+    let Some((conf, ranges)) = conf.and_then(|conf| conf.ranges().ok().map(|ranges| (conf, ranges))) else {
+        return "refused".to_owned();
+    };
+    let mut words = vec!["ok".to_owned()];
+    for (_, range) in ranges.iter() {
+        let (first, last) = (range.nth(0).unwrap(), range.nth(range.count() - 1).unwrap());
+        words.extend([range.network().to_string(), range.subnet_len().to_string()]);
+        words.extend([first.addr().to_string(), last.addr().to_string()]);
+    }
+    words.push(match conf.backend.kind {
+        BackendKind::Vxlan => "vxlan".to_owned(),
+        BackendKind::HostGw => "host-gw".to_owned(),
+    });
+    words.join(" ")
+}
+
 fn subnet_env() -> impl Strategy<Value = SubnetEnv> {
     let some = (any::<bool>(), any::<bool>()).prop_map(|(v4, v6)| (v4 || !v6, v6));
     (some, pair(Family::V4), pair(Family::V6), 68..=65536_u32, any::<bool>()).prop_map(

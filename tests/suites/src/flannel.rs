@@ -103,6 +103,11 @@ impl<'lab> FlannelCluster<'lab> {
         }
     }
 
+    /// The etcd that subnets are leased from. Panics over an API server.
+    pub fn etcd(&self) -> &Etcd {
+        self.etcd.as_ref().unwrap_or_else(|| panic!("subnets are not leased"))
+    }
+
     /// With another backend than plain VXLAN.
     pub fn with_backend(self, backend: Value) -> Self {
         Self { backend, ..self }
@@ -148,10 +153,16 @@ impl<'lab> FlannelCluster<'lab> {
     /// Starts who is to run the pod network, and returns when it stands.
     pub fn run(&self, node: &FlannelNode, runner: Runner) -> Result<Process> {
         let process = self.start(node, runner)?;
+        self.note_subnets(node)?;
+        Ok(process)
+    }
+
+    /// Where subnets are leased, the node has those of its `subnet.env`.
+    fn note_subnets(&self, node: &FlannelNode) -> Result<()> {
         if self.etcd.is_some() {
             node.subnets.replace(within(2 * SOON, "a subnet in subnet.env", || node.leased_subnets())?);
         }
-        Ok(process)
+        Ok(())
     }
 
     fn start(&self, node: &FlannelNode, runner: Runner) -> Result<Process> {
@@ -166,22 +177,30 @@ impl<'lab> FlannelCluster<'lab> {
                 wait_until_network_stands(&process)?;
                 Ok(process)
             }
-            Runner::PodwayRun => {
-                let ranges = self.ranges().iter().map(|range| format!("{range:?}")).collect::<Vec<_>>();
-                let mut settings = vec![
-                    "services.enabled=false".to_owned(),
-                    "network.interface=eth0".to_owned(),
-                    format!("network.podNetworks=[{}]", ranges.join(",")),
-                ];
-                settings
-                    .extend(self.etcd.iter().map(|etcd| format!("network.etcd.endpoints=[{}]", etcd.url())));
-                let settings = settings.iter().flat_map(|setting| ["--set", setting]);
-                let command = node.podway_command("run", Dataplane::Nftables)?.args(settings);
-                let process = command.start("podway")?;
-                wait_until_network_stands(&process)?;
-                Ok(process)
-            }
+            Runner::PodwayRun => self.start_podway(node, &["network.interface=eth0"]),
         }
+    }
+
+    /// Starts podway by its own command line with these settings, and returns when its pod network stands.
+    pub fn run_podway(&self, node: &FlannelNode, settings: &[&str]) -> Result<Process> {
+        let process = self.start_podway(node, settings)?;
+        self.note_subnets(node)?;
+        Ok(process)
+    }
+
+    fn start_podway(&self, node: &FlannelNode, settings: &[&str]) -> Result<Process> {
+        let ranges = self.ranges().iter().map(|range| format!("{range:?}")).collect::<Vec<_>>();
+        let mut all = vec![
+            "services.enabled=false".to_owned(),
+            format!("network.podNetworks=[{}]", ranges.join(",")),
+        ];
+        all.extend(self.etcd.iter().map(|etcd| format!("network.etcd.endpoints=[{}]", etcd.url())));
+        all.extend(settings.iter().map(|setting| (*setting).to_owned()));
+        let settings = all.iter().flat_map(|setting| ["--set", setting]);
+        let command = node.podway_command("run", Dataplane::Nftables)?.args(settings);
+        let process = command.start("podway")?;
+        wait_until_network_stands(&process)?;
+        Ok(process)
     }
 
     /// podway by flannel's command line, and what several on one machine must have for themselves.
@@ -291,7 +310,7 @@ impl<'lab> FlannelCluster<'lab> {
     }
 
     /// The lease of a node's subnets.
-    fn lease(&self, node: &FlannelNode) -> Result<EtcdKey> {
+    pub fn lease(&self, node: &FlannelNode) -> Result<EtcdKey> {
         let etcd = self.etcd.as_ref().context("subnets are not leased")?;
         let subnets = node.subnets();
         let subnet = subnets.first().context("no subnet yet")?;

@@ -24,8 +24,9 @@ pub struct Strangers {
 }
 
 impl KernelState {
-    const LISTS: [&'static [&'static str]; 9] = [
+    const LISTS: [&'static [&'static str]; 10] = [
         &["ip", "-brief", "link"],
+        &["ip", "-oneline", "-details", "link", "show", "type", "vxlan"],
         &["nft", "--stateless", "list", "ruleset"],
         &["ip", "-4", "route", "show", "table", "all"],
         &["ip", "-6", "route", "show", "table", "all"],
@@ -42,7 +43,8 @@ impl KernelState {
         let mut lines = Vec::new();
         for list in Self::LISTS {
             let printed = node.command(list[0]).args(&list[1..]).run()?;
-            lines.extend(printed.lines().map(|line| format!("{}: {}", list[..2].join(" "), line.trim())));
+            lines
+                .extend(printed.lines().map(|line| format!("{}: {}", list[..2].join(" "), unnumbered(line))));
         }
         lines.sort();
         Ok(Self { lines })
@@ -119,6 +121,15 @@ impl Strangers {
     pub fn are_alone(&self) {
         let now = KernelState::read(&self.node).unwrap_or_else(|error| panic!("{error:#}"));
         self.before.assert_same(&now);
+    }
+}
+
+/// Without the number of a link, which is another one when the link is made again.
+fn unnumbered(line: &str) -> &str {
+    let line = line.trim();
+    match line.split_once(": ") {
+        Some((number, rest)) if number.parse::<u32>().is_ok() => rest,
+        _ => line,
     }
 }
 

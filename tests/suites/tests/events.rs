@@ -1,4 +1,4 @@
-//! Kubernetes Events at a real kube-apiserver, with the rights of manifests/rbac.yaml.
+//! Kubernetes Events at a real kube-apiserver, with the rights of manifests/podway.yaml.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use podway_testkit::{eventually, in_lab, manifests};
 
 const SOON: Duration = Duration::from_secs(20);
 
-const RBAC: &str = include_str!("../../../manifests/rbac.yaml");
+const PODWAY: &str = include_str!("../../../manifests/podway.yaml");
 
 #[test]
 fn s42_a_problem_stands_where_kubectl_describe_shows_it_once_however_often_it_was_told() {
@@ -21,7 +21,7 @@ fn s42_a_problem_stands_where_kubectl_describe_shows_it_once_however_often_it_wa
             manifests::service("web").tcp("http", 80, 80)
         ))?;
         let uid = plane.get("/api/v1/nodes/node-1")?["metadata"]["uid"].as_str().context("uid")?.to_owned();
-        plane.apply(RBAC)?;
+        plane.apply(PODWAY)?;
         let kubeconfig = plane.service_account_kubeconfig("kube-system", "podway")?;
         let told = "subnet 10.77.1.0/24 overlaps 10.77.1.0/25 of Node b";
         plane.host().enter(|| -> Result<()> {

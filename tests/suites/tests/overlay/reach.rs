@@ -1,16 +1,16 @@
-//! The pod network over a folder of manifests: who reaches whom, by which way, and from which address.
+//! Who reaches whom, by which way, and from which address.
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
 use podway_suites::{
-    Cluster, Dataplane, KernelState, Member, SOON, Source, Way, await_answers, await_no_trace_of,
+    Cluster, Dataplane, KernelState, Member, SOON, Source, await_answers, await_no_trace_of,
     wait_until_programmed,
 };
-use podway_testkit::{Host, Process, in_lab, manifests};
+use podway_testkit::{Process, in_lab, manifests};
 
-const PORT: u16 = 8080;
+use crate::{PORT, ways_to};
 
 #[test]
 fn pods_of_one_node_reach_each_other_without_encapsulation() {
@@ -253,10 +253,6 @@ fn n14_of_two_nodes_with_one_subnet_the_first_has_it_and_the_log_names_the_other
         podway.wait_for_log("no longer", SOON)?;
         Ok(())
     });
-}
-
-fn ways_to(host: &Host) -> Vec<Way> {
-    Way::all([host.ipv4(), host.ipv6()], PORT)
 }
 
 fn run_on_all<const COUNT: usize>(members: [&Member; COUNT]) -> Result<Vec<Process>> {
