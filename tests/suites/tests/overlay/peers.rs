@@ -1,6 +1,6 @@
 //! Peers that change, and peers that cannot be used (N5, N6, N12).
 
-use anyhow::{Result, anyhow};
+use anyhow::anyhow;
 use podway_suites::{Cluster, KernelState, Member, SOON, await_no_trace_of};
 use podway_testkit::{eventually, in_lab, manifests};
 

@@ -1,6 +1,6 @@
 //! The ranges of the pods: flannel's net-conf.json, and what must not overlap (N1, N14, N23).
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 use podway_suites::{
     Cluster, Dataplane, KernelState, Member, SOON, complaints, wait_until_network_stands,
 };
