@@ -22,10 +22,9 @@ fn n6_links_addresses_and_routes_are_flannels_also_with_another_vni_and_port() {
         reaches(&client, &web);
         assert!(packets.packets()? >= 8, "{} packets at port 4789", packets.packets()?);
         assert_eq!(lab.vxlan_packets()?, 0, "at port 8472");
-        for (name, local, network, length) in [
-            ("flannel.77", one.ipv4(), "10.77.1.0", 32),
-            ("flannel-v6.77", one.ipv6(), "fd77:0:0:1::", 128),
-        ] {
+        for (name, local, network, length) in
+            [("flannel.77", one.ipv4(), "10.77.1.0", 32), ("flannel-v6.77", one.ipv6(), "fd77:0:0:1::", 128)]
+        {
             let link = link(&one, name)?;
             let vxlan = &link["linkinfo"]["info_data"];
             assert_eq!(
@@ -201,7 +200,10 @@ fn n16_checksums_are_the_kernels_where_that_is_set_and_behind_a_translator() {
         let podway = run(&one, &[])?;
         reaches(&client, &web);
         let offloaded = |node: &Member| {
-            ["flannel.1", "flannel-v6.1"].into_iter().map(|name| offload(node, name)).collect::<Result<Vec<_>>>()
+            ["flannel.1", "flannel-v6.1"]
+                .into_iter()
+                .map(|name| offload(node, name))
+                .collect::<Result<Vec<_>>>()
         };
         assert_eq!(offloaded(&two)?, [Some(false), Some(false)], "off");
         assert_eq!(offloaded(&one)?, [Some(true), Some(true)], "auto, with nothing known to be wrong");
@@ -223,10 +225,7 @@ fn n16_checksums_are_the_kernels_where_that_is_set_and_behind_a_translator() {
 
 /// Packets of pods over the underlay that are not in VXLAN, of both families.
 fn bare_packets(lab: &podway_testkit::Lab) -> Result<[podway_testkit::Counter; 2]> {
-    Ok([
-        lab.counter("bare-v4", "ip daddr 10.77.0.0/16")?,
-        lab.counter("bare-v6", "ip6 daddr fd77::/48")?,
-    ])
+    Ok([lab.counter("bare-v4", "ip daddr 10.77.0.0/16")?, lab.counter("bare-v6", "ip6 daddr fd77::/48")?])
 }
 
 /// Waits until the routes to the other of two nodes lead over these links.

@@ -93,7 +93,11 @@ fn n20_stopped_or_killed_podway_leaves_all_and_cleanup_takes_all() {
         let running = (KernelState::read(&one)?, fs::read(one.subnet_file()?)?, files(network.path())?);
         assert_eq!(running.2.len(), 1, "the CNI configuration: {:?}", running.2);
         let end = |podway: Process, kill: bool| -> Result<()> {
-            if kill { podway.kill9()? } else { podway.stop()? };
+            if kill {
+                podway.kill9()?
+            } else {
+                podway.stop()?
+            };
             running.0.assert_same(&KernelState::read(&one)?);
             assert_eq!((&running.1, &running.2), (&fs::read(one.subnet_file()?)?, &files(network.path())?));
             reaches(&client, &web);

@@ -80,8 +80,13 @@ fn n5_n6_peers_with_bad_annotations_or_another_backend_are_skipped_and_named_and
         let added = KernelState::read(&one)?;
         for line in added.beyond(&before) {
             // The family that is right goes on.
-            assert!(line.contains("fd77") || line.contains("10.77.8.0") || line.contains("10.77.12.0")
-                || line.contains("ee:00:00:00:00"), "{line}");
+            assert!(
+                line.contains("fd77")
+                    || line.contains("10.77.8.0")
+                    || line.contains("10.77.12.0")
+                    || line.contains("ee:00:00:00:00"),
+                "{line}"
+            );
         }
 
         let three = cluster.unpublished_member(3)?;

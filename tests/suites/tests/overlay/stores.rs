@@ -121,7 +121,10 @@ fn n5_n18_with_another_annotation_prefix_without_the_condition_and_beside_a_peer
         let _server = web.serve("web", PORT)?;
         reaches(&client, &web);
         let published = flannels(plane, "node-1", "net.example.org/")?;
-        assert_eq!((&published["backend-type"], &published["public-ip"]), (&json!("vxlan"), &json!(one.ipv4())));
+        assert_eq!(
+            (&published["backend-type"], &published["public-ip"]),
+            (&json!("vxlan"), &json!(one.ipv4()))
+        );
         assert_eq!(flannels(plane, "node-1", "flannel.alpha.coreos.com/")?, json!({}));
         let node = plane.get("/api/v1/nodes/node-1")?;
         assert!(!node["status"]["conditions"].to_string().contains("NetworkUnavailable"), "{node:#}");
