@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/podway.yaml");
 
+const README: &str = include_str!("../../../README.md");
+const FLANNEL: &str = include_str!("../../../docs/flannel.md");
+
 /// Where a pod finds its ServiceAccount.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -47,6 +50,32 @@ fn x1_x2_one_kubectl_apply_installs_everything_and_a_second_one_changes_nothing(
         assert_eq!(daemon_set["spec"]["template"]["spec"]["hostNetwork"], true);
         Ok(())
     });
+}
+
+#[test]
+fn x2_what_the_documents_say_to_set_for_kind_k3s_kubeadm_and_flannel_is_a_configuration() -> Result<()> {
+    let manifest = fs::read_to_string(MANIFEST)?;
+    let mut recipes = 0;
+    for line in README.lines().filter(|line| line.starts_with("sed ")) {
+        let script = line.split(['\'', '"']).nth(1).context("no script")?;
+        let mut edited = manifest.clone();
+        for edit in script.split("; ") {
+            let parts: Vec<&str> = edit.trim_matches('#').split('#').collect();
+            let ["s", from, to] = parts[..] else { bail!("{edit} is no s#FROM#TO#") };
+            assert_eq!(edited.matches(from).count(), 1, "{from} is there once");
+            edited = edited.replace(from, &to.replace("$server", "https://192.0.2.1:6443"));
+        }
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&edited)?;
+        let map =
+            documents.iter().find(|document| document["kind"] == "ConfigMap").context("no ConfigMap")?;
+        let config = map["data"]["config.yaml"].as_str().context("no configuration")?;
+        assert!(config.contains("server: https://"), "{config}");
+        accepted(config)?;
+        recipes += 1;
+    }
+    assert_eq!(recipes, 3);
+    let (_, beside_flannel) = FLANNEL.split_once("```yaml\n").context("no YAML in docs/flannel.md")?;
+    accepted(beside_flannel.split_once("```").context("no end")?.0)
 }
 
 #[test]
@@ -405,6 +434,19 @@ done
 mount -o remount,ro "$root"
 exec chroot "$root" setpriv --no-new-privs --inh-caps=-all --bounding-set="$capabilities" "/${program##*/}" "$@"
 "#;
+
+/// Fails unless podway takes a configuration: a command that asks the daemon reads it, and finds no daemon.
+fn accepted(config: &str) -> Result<()> {
+    let file = std::env::temp_dir().join(format!("podway-documented-{}.yaml", std::process::id()));
+    fs::write(&file, config)?;
+    let mut command = std::process::Command::new(binary("podway")?);
+    let output =
+        command.args(["status", "--set", "status.socket=/nonexistent", "--config"]).arg(&file).output()?;
+    fs::remove_file(&file)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}\n{config}");
+    Ok(())
+}
 
 /// Waits until what a program prints has `text` in it.
 #[track_caller]
