@@ -151,6 +151,7 @@ fn slim_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
     Ok(ObjectMeta {
         name: slim.name,
         namespace: slim.namespace,
+        uid: slim.uid,
         resource_version: slim.resource_version,
         creation_timestamp: slim.creation_timestamp,
         labels: kept(slim.labels, |key| [SERVICE_PROXY_NAME, HEADLESS, SERVICE_NAME, ZONE].contains(&key)),
@@ -164,6 +165,7 @@ fn slim_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
 struct SlimMetadata {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     resource_version: Option<String>,
     creation_timestamp: Option<Time>,
     labels: Option<Entries>,

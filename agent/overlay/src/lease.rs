@@ -164,6 +164,7 @@ impl LeaseAttributes {
         ];
         Node {
             name,
+            uid: Arc::default(),
             addresses: public.into_iter().flatten().collect(),
             pod_cidrs: subnets.iter().map(|(_, subnet)| *subnet).collect(),
             zone: None,

@@ -15,6 +15,8 @@ use crate::units::Family;
 pub struct Node {
     /// `metadata.name`.
     pub name: Arc<str>,
+    /// `metadata.uid`: another one of the same name is another Node. Empty in files.
+    pub uid: Arc<str>,
     /// `status.addresses`: every InternalIP, then every ExternalIP, each in the order of the object (contract S35).
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, else `spec.podCIDR`.

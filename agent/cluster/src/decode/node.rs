@@ -23,6 +23,7 @@ impl Decode for manifest::Node {
         let mut notes = Notes::of(&key);
         let node = Node {
             name: name.clone(),
+            uid: self.metadata.uid.as_deref().unwrap_or_default().into(),
             addresses: addresses(self, &mut notes),
             pod_cidrs: pod_cidrs(self, &mut notes),
             zone: label(&self.metadata, ZONE).map(Arc::from),

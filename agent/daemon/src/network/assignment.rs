@@ -67,6 +67,9 @@ impl Subnets {
         if self.claims.is_none() {
             return node.clone();
         }
+        if self.asked.as_ref().is_some_and(|asked| asked.uid != node.uid) {
+            self.forget();
+        }
         let is_news = self.asked.as_ref().is_none_or(|asked| asked.pod_cidrs != node.pod_cidrs);
         if is_news && self.held.as_ref() != Some(&node.pod_cidrs) {
             self.held = None;
