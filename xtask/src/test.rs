@@ -274,6 +274,19 @@ mod tests {
     }
 
     #[test]
+    fn a_group_a_suite_and_a_part_of_a_name_are_told_apart() {
+        let line = |filter| {
+            let cargo = cargo_test(&Workspace::find().unwrap(), Some(filter)).unwrap();
+            cargo.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        };
+        let group = line("overlay");
+        assert!(group.contains(" --lib --bins ") && group.contains(" --test overlay "), "{group}");
+        assert!(group.contains(" --test takeover ") && group.contains(" --test laws "), "{group}");
+        assert!(line("takeover").contains(" --test takeover -- "), "{}", line("takeover"));
+        assert!(line("n6_host").contains(" n6_host -- "), "{}", line("n6_host"));
+    }
+
+    #[test]
     fn what_a_test_prints_is_no_result() {
         assert_eq!(tally(&["sent 5 packets, 3 failed; again"]), Tally::default());
     }
