@@ -292,11 +292,15 @@ struct Listeners {
 impl Listeners {
     // A half that has ended does not listen any more; `run` sees that it ended.
     fn network(&self, event: NetworkEvent) {
-        let _ = self.network.as_ref().map(|half| half.send(event));
+        if let Some(half) = &self.network {
+            let _ = half.send(event);
+        }
     }
 
     fn services(&self, event: ServiceEvent) {
-        let _ = self.services.as_ref().map(|half| half.send(event));
+        if let Some(half) = &self.services {
+            let _ = half.send(event);
+        }
     }
 
     fn change(&self, event: podway_proxy::Event) {
