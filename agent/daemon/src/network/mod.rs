@@ -70,6 +70,8 @@ pub(crate) struct NetworkHalf {
     tables_repair: Repair,
     /// When all of it is to be tried again because the kernel refused a part; the rest stands.
     try_again: Option<Instant>,
+    /// Whether everything has stood as planned since the start.
+    stands: bool,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
     conflist_written: bool,
@@ -117,6 +119,7 @@ impl NetworkHalf {
             look_again: Some(now),
             overlay_repair: Repair::new(),
             tables_repair: Repair::new(),
+            stands: false,
             try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
@@ -245,7 +248,8 @@ impl NetworkHalf {
         }
         self.look_at_host().await?;
         let (overlay, tables) = (self.overlay_repair.is_due(), self.tables_repair.is_due());
-        let repairing = overlay || tables;
+        // What others change before anything stands is nothing that was broken.
+        let repairing = (overlay || tables) && self.stands;
         if overlay {
             self.overlay.invalidate();
         }
@@ -287,7 +291,10 @@ impl NetworkHalf {
                 Ok(())
             }
             Ok(()) if self.try_again.is_some() => Ok(()),
-            Ok(()) => self.complete(started.elapsed()),
+            Ok(()) => {
+                self.stands = true;
+                self.complete(started.elapsed())
+            }
         }
     }
 

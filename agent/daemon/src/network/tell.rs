@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podway_netlink::Failure;
-use podway_overlay::{Mac, Mtu, Op, Path, Reason};
+use podway_overlay::{Family, Mac, Mtu, Op, Path, Reason};
 
 use super::{CONTENDED, NetworkHalf, Store};
 use crate::config::NetworkConfig;
@@ -34,9 +34,8 @@ impl NetworkHalf {
     /// This node's part, and all that stands in the way.
     pub(super) fn tell_own(&self) {
         let external = self.host.as_ref().map(|host| &host.external);
-        let addresses = external.into_iter().flat_map(|external| {
-            [external.v4.map(IpAddr::V4), external.v6.map(IpAddr::V6)].into_iter().flatten()
-        });
+        let families = Family::BOTH.into_iter().filter(|family| self.settings.has(*family));
+        let addresses = families.filter_map(|family| external?.address(family));
         let env = self.overlay.subnet_env(false);
         self.board.own(Own {
             interface: external.map(|external| external.name.to_string()),
