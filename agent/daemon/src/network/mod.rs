@@ -5,6 +5,7 @@ mod assignment;
 mod events;
 pub(crate) mod lease;
 mod locate;
+mod repair;
 mod settings;
 pub(crate) mod subnet_file;
 mod tables;
@@ -18,12 +19,13 @@ use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
 use podway_overlay::{Host, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
-use podway_reconcile::{Contest, Recovery, Retry};
+use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::announce::Announcer;
 pub(crate) use self::assignment::Subnets;
 pub(crate) use self::events::Events;
+use self::repair::Repair;
 pub(crate) use self::settings::{Store, overlay_settings, peering};
 use self::tables::Tables;
 use crate::config::Config;
@@ -62,12 +64,14 @@ pub(crate) struct NetworkHalf {
     host: Option<Host>,
     /// When it is to be looked at again; `None` = it stands as known.
     look_again: Option<Instant>,
-    /// Whether somebody else may have changed what is ours.
-    drifted: bool,
-    /// Whether it was our tables.
-    damaged: bool,
-    contest: Contest,
-    started: Instant,
+    /// What others do to links and what is on them, to routes and kernel settings.
+    overlay_repair: Repair,
+    /// What others do to our tables.
+    tables_repair: Repair,
+    /// When all of it is to be tried again because the kernel refused a part; the rest stands.
+    try_again: Option<Instant>,
+    /// Whether everything has stood as planned since the start.
+    stands: bool,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
     conflist_written: bool,
@@ -113,10 +117,10 @@ impl NetworkHalf {
             listed: Listed::Nothing,
             host: None,
             look_again: Some(now),
-            drifted: false,
-            damaged: false,
-            contest: Contest::default(),
-            started: now,
+            overlay_repair: Repair::new(),
+            tables_repair: Repair::new(),
+            stands: false,
+            try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
             conflist_written: false,
@@ -133,7 +137,6 @@ impl Half for NetworkHalf {
         match event {
             NetworkEvent::Listed(listed) => {
                 self.listed = listed;
-                self.board.listed(status::Half::Network, listed == Listed::Fully);
                 self.overlay.invalidate();
             }
             NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
@@ -144,11 +147,11 @@ impl Half for NetworkHalf {
     async fn disturbed(&mut self) -> Result<()> {
         tokio::select! {
             drift = self.watch.next() => self.note(drift),
-            damaged = self.tables.damaged() => {
-                self.damaged |= damaged?;
-                self.drifted |= self.damaged;
-            }
+            damaged = self.tables.damaged() => if damaged? {
+                self.tables_repair.note();
+            },
             () = self.subnets.changed() => self.own_node(self.given.clone()),
+            () = self.announcer.told() => {}
         }
         Ok(())
     }
@@ -167,27 +170,21 @@ impl Half for NetworkHalf {
         self.report_problems();
         match result {
             Ok(()) => {
-                self.retry.succeeded();
-                let told = self.announce(self.listed != Listed::Nothing).await;
-                Ok([told, self.until_repair(), self.until_look()]
-                    .into_iter()
-                    .flatten()
-                    .min()
-                    .map_or(Next::OnEvent, Next::Within))
+                let complete = self.try_again.is_none();
+                if complete {
+                    self.retry.succeeded();
+                }
+                let told = self.announce(complete && self.listed != Listed::Nothing);
+                let due = [told, until(self.try_again), until(self.look_again)];
+                let repairs = [self.overlay_repair.next(), self.tables_repair.next()];
+                let next = due.into_iter().chain(repairs).flatten().min();
+                Ok(next.map_or(Next::OnEvent, Next::Within))
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
-                let text = message::of(&error);
-                if self.retry.failures() == 0 {
-                    self.events.own_trouble(EventReason::NetworkIncomplete, &text);
-                }
-                self.board.failed(status::Half::Network, "program", &text);
-                self.announce(false).await;
-                self.overlay.invalidate();
-                self.tables.invalidate();
-                self.look_again = Some(Instant::now());
-                let wait = self.retry.failed();
-                warn!(again_in = ?wait, "the pod network is not complete: {text}");
+                let wait = self.failed(&error);
+                self.doubt_everything();
+                self.announce(false);
                 Ok(Next::After(wait))
             }
         }
@@ -215,7 +212,9 @@ impl NetworkHalf {
     }
 
     fn note(&mut self, Drift { overlay, interfaces, host_routes, settings }: Drift) {
-        self.drifted |= overlay || settings;
+        if overlay || settings {
+            self.overlay_repair.note();
+        }
         if interfaces {
             self.look_again = Some(Instant::now());
         } else if host_routes && self.look_again.is_none() {
@@ -223,15 +222,39 @@ impl NetworkHalf {
         }
     }
 
+    /// Notes a failure, and returns how long to wait until the next attempt.
+    fn failed(&mut self, error: &anyhow::Error) -> Duration {
+        let text = message::of(error);
+        if self.retry.failures() == 0 {
+            self.events.own_trouble(EventReason::NetworkIncomplete, &text);
+        }
+        self.board.failed(status::Half::Network, "program", &text);
+        let wait = self.retry.failed();
+        warn!(again_in = ?wait, "the pod network is not complete: {text}");
+        wait
+    }
+
+    /// The next attempt takes nothing for granted.
+    fn doubt_everything(&mut self) {
+        self.try_again = None;
+        self.overlay.invalidate();
+        self.tables.invalidate();
+        self.look_again = Some(Instant::now());
+    }
+
     async fn program(&mut self) -> Result<()> {
+        if self.try_again.is_some() && until(self.try_again).is_none() {
+            self.doubt_everything();
+        }
         self.look_at_host().await?;
-        let repairing = self.drifted && self.until_repair().is_none();
-        if repairing {
-            self.drifted = false;
+        let (overlay, tables) = (self.overlay_repair.is_due(), self.tables_repair.is_due());
+        // What others change before anything stands is nothing that was broken.
+        let repairing = (overlay || tables) && self.stands;
+        if overlay {
             self.overlay.invalidate();
-            if std::mem::take(&mut self.damaged) {
-                self.tables.invalidate();
-            }
+        }
+        if tables {
+            self.tables.invalidate();
         }
         let started = Instant::now();
         let touched = self.overlay.touched();
@@ -249,15 +272,30 @@ impl NetworkHalf {
             (true, _, 0) => {}
             (true, _, steps) => {
                 self.tell_repairs(&ops, written);
-                self.repaired(steps, &took);
+                info!(steps, took, "what somebody else changed is as it was");
+                let overlay = if overlay && !ops.is_empty() { self.overlay_repair.repaired() } else { None };
+                let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
+                self.give_way(overlay.max(tables));
             }
             (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
             (false, true, steps) => info!(steps, took, "pod network programmed"),
             (false, false, 0) => {}
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
-        run?;
-        self.complete(started.elapsed())
+        match run {
+            Err(error) if is_fatal(&error) => Err(error),
+            // A peer that comes meanwhile, or a repair, does not wait for what is in the way of another.
+            Err(error) => {
+                let wait = self.failed(&error);
+                self.try_again.get_or_insert(Instant::now() + wait);
+                Ok(())
+            }
+            Ok(()) if self.try_again.is_some() => Ok(()),
+            Ok(()) => {
+                self.stands = true;
+                self.complete(started.elapsed())
+            }
+        }
     }
 
     /// Notes that everything stands, and lets the kubelet know.
@@ -306,7 +344,7 @@ impl NetworkHalf {
     /// which interface reaches the others, but where subnets are leased there is none.
     async fn look_at_host(&mut self) -> Result<()> {
         let is_known = self.own.is_some() || self.config.network.store() == Store::Etcd;
-        if !is_known || self.look_again.is_none() || self.until_look().is_some() {
+        if !is_known || self.look_again.is_none() || until(self.look_again).is_some() {
             return Ok(());
         }
         let choice = locate::choice(&self.config.network, &self.settings, self.own.as_ref())?;
@@ -334,28 +372,19 @@ impl NetworkHalf {
         Ok(())
     }
 
-    fn until_look(&self) -> Option<Duration> {
-        self.look_again?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
-    }
-
-    /// How long a repair must wait, where one is due.
-    fn until_repair(&self) -> Option<Duration> {
-        self.contest.hold(self.started.elapsed()).filter(|_| self.drifted)
-    }
-
-    fn repaired(&mut self, steps: usize, took: &str) {
-        info!(steps, took, "what somebody else changed is as it was");
-        if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
+    /// Says so when repairs are to be made more seldom.
+    fn give_way(&self, wait: Option<Duration>) {
+        if let Some(wait) = wait {
             warn!(again_in = ?wait, "{CONTENDED}");
             self.events.own_trouble(EventReason::NetworkContended, CONTENDED);
         }
     }
 
     /// Tells the cluster how this node is reached, and that its network works if all of it does.
-    async fn announce(&mut self, complete: bool) -> Option<Duration> {
+    fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value)).collect();
-        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some()).await
+        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some())
     }
 
     fn report_problems(&mut self) {
@@ -370,6 +399,11 @@ impl NetworkHalf {
         self.problems = problems;
         self.tell_own();
     }
+}
+
+/// How long it is until then, if that is to come.
+fn until(due: Option<Instant>) -> Option<Duration> {
+    due?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
 }
 
 fn first_failure(report: Report) -> Result<()> {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use podway_netlink::Failure;
 use podway_overlay::{Family, Mac, Mtu, Op, Path, Reason};
 
-use super::{NetworkHalf, Store};
+use super::{CONTENDED, NetworkHalf, Store};
 use crate::config::NetworkConfig;
 use crate::run::Listed;
 use crate::status::{self, Facts, Fault, Own};
@@ -67,7 +67,9 @@ impl NetworkHalf {
         let unassigned = self.subnets.trouble().map(|text| of_node("NoSubnetAssigned", text.to_owned()));
         let closed = self.tables.problems().iter();
         let closed = closed.map(|problem| of_node("ForwardClosed", problem.to_string()));
-        self.board.faults(problems.chain(overlaps).chain(unassigned).chain(closed));
+        let contested = self.overlay_repair.is_contested() || self.tables_repair.is_contested();
+        let contested = contested.then(|| of_node("NetworkContended", CONTENDED.to_owned()));
+        self.board.faults(problems.chain(overlaps).chain(unassigned).chain(closed).chain(contested));
     }
 
     /// Entries that were set right, by kind.

@@ -109,7 +109,7 @@ fn n20_stopped_or_killed_podway_leaves_all_and_cleanup_takes_all() {
         cleanup.args(settings.iter().flat_map(|setting| ["--set", setting])).run()?;
         before.await_again_on(&one);
         assert!(!one.subnet_file()?.exists());
-        assert_eq!(files(network.path())?, Vec::<String>::new());
+        assert_eq!((files(network.path())?, files(plugins.path())?), (Vec::new(), Vec::new()));
         Ok(())
     });
 }
@@ -152,7 +152,7 @@ fn n6_n7_pods_of_ipv6_alone_over_nodes_of_ipv6_alone() {
         let cluster = Cluster::over(lab, Source::Directory)?;
         let members = [cluster.unpublished_member(1)?, cluster.unpublished_member(2)?];
         for member in &members {
-            member.ip("-4 addr flush dev eth0")?;
+            member.ip(&format!("addr del {}/24 dev eth0", member.ipv4()))?;
             let node = manifests::node(member.name()).pod_cidrs([&member.subnets()[1]]);
             cluster.publish(member.name(), node.internal_ips([member.ipv6()]))?;
         }
