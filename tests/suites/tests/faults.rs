@@ -195,6 +195,30 @@ fn n4_s24_files_of_nodes_with_every_field_wrong_are_named_and_harm_no_other() {
 }
 
 #[test]
+fn n3_n12_a_changed_address_is_written_to_the_lease_and_peers_follow() {
+    in_lab("faults-lease-address", |lab| {
+        let site = Site::open(lab, Store::Etcd)?;
+        let etcd = site.etcd.as_ref().context("no etcd")?;
+        let started = Instant::now();
+        site.two.ip(
+            "addr del 192.0.2.12/24 dev eth0\naddr add 192.0.2.66/24 dev eth0\nroute add default via 192.0.2.1",
+        )?;
+        within(2 * SOON, "the peer sends to the new address", || {
+            let state = KernelState::read(&site.one)?;
+            match state.mentions("dst 192.0.2.66 ") && !state.mentions("192.0.2.12 ") {
+                true => Ok(()),
+                false => Err(anyhow!("not yet")),
+            }
+        })?;
+        eprintln!("a peer knows the new address after {:.0?}", started.elapsed());
+        let lease = etcd.get(&lease_key(2))?.context("no lease")?;
+        assert!(lease.value.contains("192.0.2.66"), "{lease:?}");
+        site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        Ok(())
+    });
+}
+
+#[test]
 fn n13_a_repair_does_not_wait_for_an_api_server_that_says_nothing() {
     in_lab("faults-api-silent", |lab| {
         let site = Site::open(lab, Store::Kube)?;

@@ -303,6 +303,27 @@ fn n12_a_changed_address_of_the_interface_is_taken_up_and_told_to_the_peers() {
 }
 
 #[test]
+fn n13_n20_an_interface_that_goes_down_and_up_finds_its_links_as_they_were() {
+    in_lab("repair-flap", |lab| {
+        let site = Site::open_alone(lab)?;
+        let podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        for _ in 0..3 {
+            // With it go its IPv6 address, and the routes that lead through it.
+            site.one.ip("link set eth0 down")?;
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(KernelState::read(&site.one)?.mentions("flannel-v6.1"), "the links stay");
+            site.one.ip("link set eth0 up\naddr add 2001:db8::11/64 dev eth0 nodad\n\
+                         route add default via 192.0.2.1\nroute add default via 2001:db8::1")?;
+            within(SOON, "it is as it was", || before.differences(&site.one))?;
+            site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        }
+        assert!(podway.stop()?.success());
+        Ok(())
+    });
+}
+
+#[test]
 fn n13_an_interface_that_is_taken_away_and_made_anew_has_its_links_again() {
     in_lab("repair-interface", |lab| {
         let site = Site::open(lab)?;
