@@ -43,6 +43,7 @@ const OVERLAY: Group = Group {
         "cni",
         "etcd",
         "events",
+        "faults",
         "flannel",
         "forward",
         "kube",
