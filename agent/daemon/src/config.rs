@@ -406,7 +406,8 @@ fn from_tree(tree: Value) -> Result<Config> {
 }
 
 impl Config {
-    fn check(&self) -> Result<()> {
+    /// Whether the fields go together; an error names one.
+    pub(crate) fn check(&self) -> Result<()> {
         let network = &self.network;
         if !(1..1 << 24).contains(&network.vni) {
             bail!("network.vni: {} is not between 1 and 16777215", network.vni);

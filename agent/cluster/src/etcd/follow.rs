@@ -129,7 +129,8 @@ impl Follower {
             let holder = holder.into_iter().flatten().map(|address| address.to_string());
             return self.lose(format!("node {} holds it now", holder.collect::<Vec<_>>().join(", "))).await;
         }
-        let contested = theirs != held.published;
+        // A write of our own whose answer was lost is no contest.
+        let contested = theirs != held.published && theirs != *self.request.attributes.borrow();
         let lease = known.lease_id;
         held.grant = Grant { id: lease, until: (lease != 0).then(|| Instant::now() + ADOPTED) };
         (held.revision, held.published) = (known.revision, theirs);

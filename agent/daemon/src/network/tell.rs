@@ -69,7 +69,10 @@ impl NetworkHalf {
         let closed = closed.map(|problem| of_node("ForwardClosed", problem.to_string()));
         let contested = self.overlay_repair.is_contested() || self.tables_repair.is_contested();
         let contested = contested.then(|| of_node("NetworkContended", CONTENDED.to_owned()));
-        self.board.faults(problems.chain(overlaps).chain(unassigned).chain(closed).chain(contested));
+        let own = [("HostUnusable", self.host_trouble.as_deref()), ("CniNotInstalled", self.cni.trouble())];
+        let own = own.into_iter().filter_map(|(reason, text)| Some(of_node(reason, text?.to_owned())));
+        let of_this_node = unassigned.into_iter().chain(closed).chain(contested).chain(own);
+        self.board.faults(problems.chain(overlaps).chain(of_this_node));
     }
 
     /// Entries that were set right, by kind.

@@ -27,7 +27,7 @@ pub(crate) struct Health {
 impl Health {
     /// Judges the halves that are switched on. While it starts the daemon is live and healthy, and not ready.
     pub(crate) fn of(halves: &BTreeMap<Half, Progress>, now: Instant) -> Self {
-        let mut health = Self { live: true, healthy: true, ready: true, why: Vec::new() };
+        let mut health = Self { live: true, healthy: true, ready: !halves.is_empty(), why: Vec::new() };
         for (half, progress) in halves {
             if let Some(since) = progress.busy_since
                 && now.duration_since(since) > PATIENCE
