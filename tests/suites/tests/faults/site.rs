@@ -27,7 +27,7 @@ pub(crate) struct Site<'lab> {
     pub(crate) etcd: Option<Etcd>,
     pub(crate) one: Member,
     pub(crate) two: Member,
-    client: Pod,
+    pub(crate) client: Pod,
     far: Pod,
     pub(crate) podways: [Process; 2],
     _server: Process,
