@@ -124,13 +124,14 @@ impl Follower {
             return;
         }
         let theirs = known.lease.as_ref().map(|lease| lease.attributes.clone()).unwrap_or_default();
-        if known.lease.is_ok() && !theirs.is_of_the_node_of(&held.published) {
+        // A write of our own whose answer was lost.
+        let ours = theirs == *self.request.attributes.borrow();
+        if known.lease.is_ok() && !ours && !theirs.is_of_the_node_of(&held.published) {
             let holder = [theirs.public_ip.map(IpAddr::V4), theirs.public_ipv6.map(IpAddr::V6)];
             let holder = holder.into_iter().flatten().map(|address| address.to_string());
             return self.lose(format!("node {} holds it now", holder.collect::<Vec<_>>().join(", "))).await;
         }
-        // A write of our own whose answer was lost is no contest.
-        let contested = theirs != held.published && theirs != *self.request.attributes.borrow();
+        let contested = theirs != held.published && !ours;
         let lease = known.lease_id;
         held.grant = Grant { id: lease, until: (lease != 0).then(|| Instant::now() + ADOPTED) };
         (held.revision, held.published) = (known.revision, theirs);
