@@ -248,11 +248,11 @@ impl NetworkHalf {
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
         run?;
-        self.complete(started.elapsed())
+        self.complete(started.elapsed()).await
     }
 
     /// Notes that everything stands, and lets the kubelet know.
-    fn complete(&mut self, took: Duration) -> Result<()> {
+    async fn complete(&mut self, took: Duration) -> Result<()> {
         // Without a subnet, or the interface, nothing leads anywhere yet.
         match self.overlay.subnet_env(self.config.network.masquerade) {
             Some(_) => self.board.programmed(status::Half::Network, took),
@@ -261,7 +261,8 @@ impl NetworkHalf {
         if self.conflist_written || self.overlay.masquerade().is_none() {
             return Ok(());
         }
-        let written = cni_files::write_conflist(&self.config.network.cni, &self.config.network.subnet_file)?;
+        let network = &self.config.network;
+        let written = cni_files::write_conflist(&network.cni, &network.subnet_file).await?;
         self.conflist_written = true;
         let Some(conflist) = written else { return Ok(()) };
         if conflist.changed {
