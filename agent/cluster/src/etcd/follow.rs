@@ -65,7 +65,7 @@ impl Follower {
         let mut retry = Retry::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let Some(error) = self.follow(&mut retry).await else { return };
-            self.teller.outage(format!("{error}; what is known of other nodes stands")).await;
+            self.teller.outage(error.to_string()).await;
             tokio::select! {
                 () = sleep(retry.failed()) => {}
                 () = self.teller.closed() => return,
@@ -79,7 +79,7 @@ impl Follower {
             Ok(watch) => watch,
             Err(error) => return Some(error),
         };
-        self.teller.recovered();
+        self.teller.recovered().await;
         loop {
             self.look_at_own_key().await;
             self.write_what_is_due().await;
