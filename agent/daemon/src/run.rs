@@ -7,17 +7,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use podway_cluster::{DirectoryConfig, EtcdStore, Event, Kind, Nodes, Source, SourceConfig, Wanted};
 use podway_nftables::{Nft, NftProcess, Services};
-use podway_overlay::{LeaseAttributes, Peering};
+use podway_overlay::{LeaseAttributes, NetConf, Overlay, Peering};
 use podway_proxy::NodeContext;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::cni_files;
 use crate::config::{Config, Dataplane};
+use crate::message;
 use crate::net_conf;
-use crate::network::{Announcer, Events, NetworkHalf, Parts, Store, Subnets, lease, peering};
+use crate::network::{
+    Announcer, Events, NetworkHalf, Parts, Store, Subnets, lease, overlay_settings, peering,
+};
 use crate::privilege::require_net_admin;
 use crate::services::{Bpf, ServiceHalf};
 use crate::status::{self, Board};
@@ -41,8 +43,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     podway_cluster::use_annotation_prefix(&config.network.annotation_prefix);
     let board = Board::new(&config.node_name);
+    // Before anybody can ask whether they are ready.
+    let halves_on =
+        [(config.network.enabled, status::Half::Network), (config.services.enabled, status::Half::Services)];
+    halves_on.iter().filter(|(on, _)| *on).for_each(|(_, half)| board.expect(*half));
     let _servers = status::start(&config.status, &board)?;
-    cni_files::install_plugin(&config.network.cni)?;
     let nft = NftProcess::default();
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
@@ -72,7 +77,6 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Whoever is a pod is known from the configuration, before and without this node's object.
     listeners.change(podway_proxy::Event::Node(context(&config, None)));
     if let Some(events) = network {
-        board.expect(status::Half::Network);
         match config.network.store() {
             Store::Etcd => {
                 let store = EtcdStore::open(&config.network.etcd).await.context("network.etcd")?;
@@ -122,6 +126,24 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+/// The store's net-conf.json, once it is one that a pod network can be made of.
+async fn usable(store: &EtcdStore, config: &Config, problems: &mpsc::Sender<Event>) -> NetConf {
+    let mut complaint = String::new();
+    loop {
+        let conf = store.net_conf(problems).await;
+        let mut tried = config.clone();
+        net_conf::apply(&mut tried.network, &conf);
+        let made = tried.check().and_then(|()| Ok(Overlay::new(overlay_settings(&tried)?)?));
+        let Err(error) = made else { return conf };
+        let text = message::of(&error);
+        if text != complaint {
+            warn!("etcd's network configuration cannot be used, waiting for another: {text}");
+        }
+        complaint = text;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// The network half where subnets are leased from etcd.
 struct Leased {
     store: EtcdStore,
@@ -142,7 +164,7 @@ impl Leased {
         let Self { store, mut config, to, nft, board, told: cluster } = self;
         let (sender, told) = mpsc::channel(QUEUE);
         let net_conf = tokio::select! {
-            conf = store.net_conf(&sender) => conf,
+            conf = usable(&store, &config, &sender) => conf,
             () = dispatch(told, config.clone(), to.clone()) => bail!("nobody asks etcd any more"),
             _ = stop.changed() => return Ok(()),
         };
@@ -293,11 +315,15 @@ struct Listeners {
 impl Listeners {
     // A half that has ended does not listen any more; `run` sees that it ended.
     fn network(&self, event: NetworkEvent) {
-        let _ = self.network.as_ref().map(|half| half.send(event));
+        if let Some(half) = &self.network {
+            let _ = half.send(event);
+        }
     }
 
     fn services(&self, event: ServiceEvent) {
-        let _ = self.services.as_ref().map(|half| half.send(event));
+        if let Some(half) = &self.services {
+            let _ = half.send(event);
+        }
     }
 
     fn change(&self, event: podway_proxy::Event) {

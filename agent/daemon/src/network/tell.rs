@@ -7,9 +7,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use podway_cluster::SourceConfig;
 use podway_netlink::Failure;
-use podway_overlay::{Mac, Mtu, Op, Path, Reason};
+use podway_overlay::{Family, Mac, Mtu, Op, Path, Reason};
 
-use super::{NetworkHalf, Store};
+use super::{CONTENDED, NetworkHalf, Store};
 use crate::config::{Config, NetworkConfig};
 use crate::run::Listed;
 use crate::status::{self, Facts, Fault, Own};
@@ -35,9 +35,8 @@ impl NetworkHalf {
     /// This node's part, and all that stands in the way.
     pub(super) fn tell_own(&self) {
         let external = self.host.as_ref().map(|host| &host.external);
-        let addresses = external.into_iter().flat_map(|external| {
-            [external.v4.map(IpAddr::V4), external.v6.map(IpAddr::V6)].into_iter().flatten()
-        });
+        let families = Family::BOTH.into_iter().filter(|family| self.settings.has(*family));
+        let addresses = families.filter_map(|family| external?.address(family));
         let env = self.overlay.subnet_env(false);
         self.board.own(Own {
             interface: external.map(|external| external.name.to_string()),
@@ -64,7 +63,12 @@ impl NetworkHalf {
         let unassigned = self.subnets.trouble().map(|text| of_node("NoSubnetAssigned", text.to_owned()));
         let closed = self.tables.problems().iter();
         let closed = closed.map(|problem| of_node("ForwardClosed", problem.to_string()));
-        self.board.faults(problems.chain(overlaps).chain(unassigned).chain(closed));
+        let contested = self.overlay_repair.is_contested() || self.tables_repair.is_contested();
+        let contested = contested.then(|| of_node("NetworkContended", CONTENDED.to_owned()));
+        let own = [("HostUnusable", self.host_trouble.as_deref()), ("CniNotInstalled", self.cni.trouble())];
+        let own = own.into_iter().filter_map(|(reason, text)| Some(of_node(reason, text?.to_owned())));
+        let of_this_node = unassigned.into_iter().chain(closed).chain(contested).chain(own);
+        self.board.faults(problems.chain(overlaps).chain(of_this_node));
     }
 
     /// Entries that were set right, by kind.

@@ -111,7 +111,7 @@ pub(crate) struct Facts {
 /// What stands in the way of some part, until somebody changes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Fault {
-    /// One word, the same as that of the Event: `SubnetTaken`.
+    /// One word: `SubnetTaken`.
     pub reason: String,
     /// What it concerns: `Node node-2`.
     pub object: String,

@@ -27,7 +27,7 @@ impl Health {
     /// Judges the halves that are switched on. While it starts the daemon is live and healthy, and not ready. Servers
     /// that do not answer are named and change nothing (contract S24): the kernel goes on with what it has.
     pub(crate) fn of(state: &State, now: Instant) -> Self {
-        let mut health = Self { live: true, healthy: true, ready: true, why: Vec::new() };
+        let mut health = Self { live: true, healthy: true, ready: !state.halves.is_empty(), why: Vec::new() };
         for (half, progress) in &state.halves {
             if let Some(since) = progress.busy_since
                 && now.duration_since(since) > PATIENCE

@@ -24,6 +24,8 @@ pub(crate) struct Status {
     pub halves: BTreeMap<String, HalfStatus>,
     pub own: Own,
     pub peers: usize,
+    /// Those of them that stand.
+    pub programmed_peers: usize,
     pub problems: Vec<Fault>,
     /// Entries that somebody else had changed and that were set right, by kind.
     pub repairs: BTreeMap<String, u64>,
@@ -83,6 +85,7 @@ impl Status {
             halves: state.halves.iter().map(half).collect(),
             own: state.own.clone(),
             peers: state.peers.len(),
+            programmed_peers: state.peers.values().filter(|peer| peer.programmed.is_some()).count(),
             problems: state.faults.iter().cloned().collect(),
             repairs: state.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         }
