@@ -56,7 +56,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let told = sources.first().and_then(|source| source.from.event_writer(&config.node_name));
     let told = Events::of(&config.node_name, told);
 
-    let mut listeners = Listeners::default();
+    let mut listeners = Listeners { network: None, services: None, board: board.clone() };
     let mut network = None;
     if config.network.enabled {
         let (sender, events) = mpsc::unbounded_channel();
@@ -304,9 +304,10 @@ pub(crate) enum Listed {
     Fully,
 }
 
-/// The halves that are switched on.
-#[derive(Clone, Default)]
+/// The halves that are switched on, and the board for what concerns both.
+#[derive(Clone)]
 struct Listeners {
+    board: Board,
     network: Option<mpsc::UnboundedSender<NetworkEvent>>,
     services: Option<mpsc::UnboundedSender<ServiceEvent>>,
 }
@@ -342,6 +343,7 @@ async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listene
                 }
                 to.network(NetworkEvent::Node(name, node));
             }
+            Event::Contact { server, lost } => to.board.contact(server, lost),
             Event::Partial(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Partly)),
             Event::Synced(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Fully)),
             Event::Partial(kind) => to.services(ServiceEvent::Listed(kind, Listed::Partly)),

@@ -40,7 +40,7 @@ impl Cni {
 
 async fn put_in_place(network: &NetworkConfig) -> anyhow::Result<()> {
     cni_files::install_plugin(&network.cni)?;
-    let Some(conflist) = cni_files::write_conflist(&network.cni, &network.subnet_file)? else {
+    let Some(conflist) = cni_files::write_conflist(&network.cni, &network.subnet_file).await? else {
         return Ok(());
     };
     if conflist.changed {

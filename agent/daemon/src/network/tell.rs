@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use podway_cluster::SourceConfig;
 use podway_netlink::Failure;
 use podway_overlay::{Family, Mac, Mtu, Op, Path, Reason};
 
 use super::{CONTENDED, NetworkHalf, Store};
-use crate::config::NetworkConfig;
+use crate::config::{Config, NetworkConfig};
 use crate::run::Listed;
 use crate::status::{self, Facts, Fault, Own};
 
@@ -42,12 +43,7 @@ impl NetworkHalf {
             addresses: addresses.collect(),
             mtu: env.as_ref().map(|env| env.mtu.get()),
             subnets: env.iter().flat_map(|env| env.subnets.iter().map(|(_, (_, own))| *own)).collect(),
-            store: match self.config.network.store() {
-                Store::Nodes => "nodes",
-                Store::Static => "static",
-                Store::Etcd => "etcd",
-            }
-            .to_owned(),
+            store: store(&self.config).to_owned(),
         });
         let problems = self.problems.iter().map(|problem| Fault {
             reason: problem.reason.name().to_owned(),
@@ -82,7 +78,9 @@ impl NetworkHalf {
         if elements > 0 {
             kinds.insert("nftables", elements as u64);
         }
-        kinds.into_iter().for_each(|(kind, count)| self.board.repaired(kind, count));
+        for (kind, count) in kinds {
+            self.board.repaired(status::Half::Network, kind, count);
+        }
     }
 
     fn tell_peer(
@@ -103,6 +101,15 @@ impl NetworkHalf {
             (true, Some(why)) => self.board.peer_left_out(name, &why.to_string()),
             (true, None) => self.board.peer_gone(name),
         }
+    }
+}
+
+/// Where subnets are kept, as the contract names it.
+fn store(config: &Config) -> &'static str {
+    match (config.network.store(), &config.source) {
+        (Store::Etcd, _) => "etcd",
+        (Store::Nodes, SourceConfig::Kube(_)) => "kube",
+        (Store::Static, _) | (Store::Nodes, SourceConfig::Directory(_)) => "static",
     }
 }
 
