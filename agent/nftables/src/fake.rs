@@ -154,6 +154,13 @@ impl FakeNft {
             ["flush", "chain", family, of, name] => {
                 self.chain(&format!("{family} {of}"), name)?.rules.clear();
             }
+            ["insert", "rule", family, of, name, "handle", handle, ref rule @ ..] => {
+                let of = format!("{family} {of}");
+                let rules = &self.chain(&of, name)?.rules;
+                let at = rules.iter().position(|(it, _)| it.to_string() == handle);
+                let at = at.ok_or_else(|| refused(&format!("no rule {handle}")))?;
+                self.add_rule(&of, name, at, &rule.join(" "))?;
+            }
             [verb @ ("add" | "insert"), "rule", family, of, name, ref rule @ ..] => {
                 let at = if verb == "add" { usize::MAX } else { 0 };
                 self.add_rule(&format!("{family} {of}"), name, at, &rule.join(" "))?;
