@@ -143,9 +143,10 @@ impl<N: Nft> Forwarding<N> {
         let passes: BTreeSet<Pass> = passes.iter().filter(of_family).copied().collect();
         let mut attempts = 0;
         loop {
+            let table = self.table_handle(&name_of(chain)).await?;
             let (gate, plan) = self.look(chain, &passes, looked_at).await?;
             attempts += 1;
-            match self.carry_out(&name_of(chain), &plan).await {
+            match self.carry_out(&name_of(chain), table, &plan).await {
                 Ok(()) => {
                     let needed = gate != Gate::Open && !passes.is_empty();
                     return Ok(Opened { written: plan.len(), needed, problem: None });
@@ -178,11 +179,22 @@ impl<N: Nft> Forwarding<N> {
         Ok((gate, chain::plan(listing.rules(), gate, wanted)))
     }
 
-    async fn carry_out(&mut self, chain: &ChainName, plan: &Plan) -> Result<(), Error> {
+    /// Rules are known by handles that count from one in each table, and nft cannot be told to give up if the table is
+    /// another one; so that is made sure of right before.
+    async fn carry_out(&mut self, chain: &ChainName, table: Option<u64>, plan: &Plan) -> Result<(), Error> {
         if plan.is_empty() {
             return Ok(());
         }
+        if plan.names_rules() && self.table_handle(chain).await? != table {
+            let message = format!("table {} was made anew meanwhile", chain.table);
+            return Err(Error::Refused { call: "list tables".to_owned(), message });
+        }
         self.nft.load(&plan.render(chain)).await
+    }
+
+    async fn table_handle(&mut self, chain: &ChainName) -> Result<Option<u64>, Error> {
+        let tables = Listing::read("list tables", &self.nft.list_tables().await?)?;
+        Ok(tables.table_handle(&chain.table))
     }
 
     /// What the rules are of each chain that this one sends whatever comes to.

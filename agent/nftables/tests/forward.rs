@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
 use namespace::{in_namespace, nft, run};
-use podway_nftables::{FakeNft, ForwardProblem, ForwardReport, Forwarding, Nft, NftProcess};
+use nftables::schema::Nftables;
+use podway_nftables::{Error, FakeNft, ForwardProblem, ForwardReport, Forwarding, Nft, NftProcess};
 
 #[test]
 fn n10_an_iptables_forward_policy_of_drop_gets_our_rules_and_iptables_still_reads_its_table() {
@@ -161,6 +162,33 @@ fn s22_cleanup_takes_our_rules_out_of_others_chains_and_nothing_else() {
 }
 
 #[test]
+fn n10_a_table_that_is_made_anew_between_a_look_and_a_write_loses_no_rule_of_its_own() {
+    in_namespace(async {
+        let table = |rules: &str| {
+            format!(
+                "table inet stranger {{\n chain forward {{\n type filter hook forward priority 0; policy drop;\n \
+                 {rules}\n }}\n }}\n"
+            )
+        };
+        load(&table("ip daddr 10.77.1.5 drop"));
+        assert_eq!(apply(&mut Forwarding::new(NftProcess::default())).await.written, 4);
+        nft("add rule inet stranger forward ip daddr 10.77.1.6 drop");
+        // Ours are to be moved behind that: their handles are these in the other table.
+        let anew = table(
+            "tcp dport 1 drop\n tcp dport 2 drop\n tcp dport 3 drop\n tcp dport 4 drop\n tcp dport 5 drop",
+        );
+        let anew = format!("delete table inet stranger\n{anew}");
+        let mut forwarding = Forwarding::new(Remaking { nft: NftProcess::default(), anew: Some(anew) });
+        let report = apply(&mut forwarding).await;
+        assert!(forwarding.nft_mut().anew.is_none(), "it was made anew");
+        let chain = nft("list chain inet stranger forward");
+        let theirs = (1..=5).filter(|port| chain.contains(&format!("tcp dport {port} drop")));
+        assert_eq!((theirs.count(), report.problems.len()), (5, 0), "{chain}");
+        assert_eq!((report.written, chain.matches("podway").count()), (4, 4), "{chain}");
+    });
+}
+
+#[test]
 fn n10_a_table_with_an_owner_is_named_with_the_rules_that_it_needs() {
     in_namespace(async {
         // The owner is whoever holds the socket: this nft, as long as its input is open.
@@ -223,6 +251,48 @@ async fn a_refused_rule_is_tried_once_more_and_then_a_problem_of_that_chain_alon
     let told = report.problems.first().unwrap().to_string();
     assert!(told.contains("nft add rule ip filter FORWARD ip saddr 10.77.0.0/16 accept"), "{told}");
     assert!(!told.contains("ip6"), "{told}");
+}
+
+/// An nft beside which somebody else loads a text right after the next chain was listed.
+struct Remaking {
+    nft: NftProcess,
+    anew: Option<String>,
+}
+
+impl Nft for Remaking {
+    async fn load(&mut self, text: &str) -> Result<(), Error> {
+        self.nft.load(text).await
+    }
+
+    async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error> {
+        self.nft.transact(commands).await
+    }
+
+    async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
+        self.nft.list_table(table).await
+    }
+
+    async fn list_rules(&mut self, table: &str) -> Result<Option<String>, Error> {
+        self.nft.list_rules(table).await
+    }
+
+    async fn list_tables(&mut self) -> Result<String, Error> {
+        self.nft.list_tables().await
+    }
+
+    async fn list_chains(&mut self) -> Result<String, Error> {
+        self.nft.list_chains().await
+    }
+
+    async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error> {
+        let listing = self.nft.list_chain(chain).await;
+        self.anew.take().iter().for_each(|text| load(text));
+        listing
+    }
+
+    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
+        self.nft.list_legacy_forward(ipv6).await
+    }
 }
 
 async fn apply<N: Nft>(forwarding: &mut Forwarding<N>) -> ForwardReport {

@@ -260,6 +260,11 @@ impl Plan {
         self.add.len() + self.delete.len()
     }
 
+    /// Whether it names rules by their handles.
+    pub(super) fn names_rules(&self) -> bool {
+        !self.delete.is_empty() || matches!(self.gate, Gate::Before(_))
+    }
+
     /// As nft takes it.
     pub(super) fn render(&self, chain: &ChainName) -> String {
         let delete = |handle: &u64| format!("delete rule {chain} handle {handle}\n");
