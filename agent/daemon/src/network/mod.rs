@@ -137,7 +137,7 @@ impl NetworkHalf {
             try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
-            cni: Cni::default(),
+            cni: Cni::begin(&config.network),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
         })
@@ -298,21 +298,7 @@ impl NetworkHalf {
         }
         let (steps, took) =
             (ops.len().saturating_sub(undone) + written, format!("{:.1?}", started.elapsed()));
-        match (repairing, observed, steps) {
-            (true, _, 0) => {}
-            (true, _, steps) => {
-                self.tell_repairs(&ops, written);
-                info!(steps, took, "what somebody else changed is as it was");
-                let overlay = if overlay && !ops.is_empty() { self.overlay_repair.repaired() } else { None };
-                let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
-                self.give_way(overlay.max(tables));
-            }
-            (false, true, 0) if undone > 0 || self.stands => {}
-            (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
-            (false, true, steps) => info!(steps, took, "pod network programmed"),
-            (false, false, 0) => {}
-            (false, false, steps) => debug!(steps, took, "pod network changed"),
-        }
+        let stood = self.stands;
         match refused {
             Some(error) if is_fatal(&error) => return Err(error),
             // A peer that comes meanwhile, or a repair, does not wait for what is in the way of the rest.
@@ -326,6 +312,21 @@ impl NetworkHalf {
         if !self.lacking {
             self.stands = true;
             self.complete(started.elapsed()).await;
+        }
+        match (repairing, observed, steps) {
+            (true, _, 0) => {}
+            (true, _, steps) => {
+                self.tell_repairs(&ops, written);
+                info!(steps, took, "what somebody else changed is as it was");
+                let overlay = if overlay && !ops.is_empty() { self.overlay_repair.repaired() } else { None };
+                let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
+                self.give_way(overlay.max(tables));
+            }
+            (false, true, 0) if undone > 0 || stood => {}
+            (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
+            (false, true, steps) => info!(steps, took, "pod network programmed"),
+            (false, false, 0) => {}
+            (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
         Ok(())
     }
