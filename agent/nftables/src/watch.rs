@@ -119,7 +119,7 @@ impl Watch {
             reason = "its successor is unsafe code; this descriptor is owned and nobody else's"
         )]
         let socket = AsyncFd::new(socket).map_err(|cause| Error::Watch { cause })?;
-        Ok(Self { socket, messages: Messages::of_others_than(nft.children()), refused_until: None })
+        Ok(Self { socket, messages: Messages::of_others_than(nft.children().untold()), refused_until: None })
     }
 
     /// Reads all there is.
