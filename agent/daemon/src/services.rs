@@ -88,10 +88,9 @@ impl<N: Nft> Half for ServiceHalf<N> {
     }
 
     async fn disturbed(&mut self) -> Result<()> {
-        match &mut self.watch {
-            Some(watch) => self.drifted |= watch.next().await?.services,
-            None => std::future::pending().await,
-        }
+        let Some(watch) = &mut self.watch else { return std::future::pending().await };
+        while !watch.next().await.services {}
+        self.drifted = true;
         Ok(())
     }
 

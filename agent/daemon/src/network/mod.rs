@@ -161,10 +161,7 @@ impl Half for NetworkHalf {
     async fn disturbed(&mut self) -> Result<()> {
         tokio::select! {
             drift = self.watch.next() => self.note(drift),
-            damaged = self.tables.damaged() => {
-                damaged?;
-                self.tables_repair.note();
-            }
+            () = self.tables.damaged() => self.tables_repair.note(),
             () = self.subnets.changed() => self.own_node(self.given.clone()),
             () = self.announcer.told() => {}
         }

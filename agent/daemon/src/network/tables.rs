@@ -39,11 +39,11 @@ impl Tables {
 
     /// Waits until somebody else has touched what is ours; then [`Self::invalidate`] is to be called, when it is time.
     /// May be dropped and called again.
-    pub(super) async fn damaged(&mut self) -> Result<()> {
+    pub(super) async fn damaged(&mut self) {
         loop {
-            let damage: Damage = self.watch.next().await?;
+            let damage: Damage = self.watch.next().await;
             if damage.network || self.forwarding.is_touched_by(&damage) {
-                return Ok(());
+                return;
             }
         }
     }
