@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
@@ -68,6 +69,8 @@ pub(crate) struct NetworkHalf {
     started: Instant,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
+    /// Addresses of Services, as far as they were told.
+    service_ranges: Vec<IpNet>,
     conflist_written: bool,
     retry: Retry,
 }
@@ -116,6 +119,7 @@ impl NetworkHalf {
             started: now,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
+            service_ranges: Vec::new(),
             conflist_written: false,
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
@@ -134,6 +138,12 @@ impl Half for NetworkHalf {
             }
             NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
             NetworkEvent::Node(name, node) => self.overlay.apply(&name, node.as_ref()),
+            NetworkEvent::ServiceCidrs(ranges) if ranges == self.service_ranges => {}
+            NetworkEvent::ServiceCidrs(ranges) => {
+                self.overlay.set_service_ranges(&ranges);
+                self.service_ranges = ranges;
+                self.look_again = Some(Instant::now());
+            }
         }
     }
 
@@ -303,7 +313,7 @@ impl NetworkHalf {
         let choice = locate::choice(&self.config.network, &self.settings, self.own.as_ref())?;
         let host = self.netlink.host(&choice, &self.settings).await?;
         self.look_again = None;
-        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref());
+        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref(), &self.service_ranges);
         for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
             match overlap.severity() {
                 Severity::Error => error!("{overlap}"),
