@@ -73,8 +73,8 @@ enum Xtask {
     /// builds the reference components, the eBPF programs and podway. About 15 minutes the first time, then as long as
     /// the tests.
     Test {
-        /// A suite (a file in a package's `tests`, such as tests/suites/tests/overlay.rs: `overlay`), or a part of tests'
-        /// names.
+        /// `overlay`: everything about the pod network, in all suites that are about it. Or a suite (a file or folder in a
+        /// package's `tests`, such as tests/suites/tests/takeover.rs: `takeover`), or a part of tests' names.
         filter: Option<String>,
     },
 

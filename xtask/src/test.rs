@@ -22,6 +22,40 @@ use crate::{
 /// cores of a small machine; more than four, and the waits of the busiest begin to miss their deadlines.
 const TEST_THREADS: &str = "--test-threads=4";
 
+/// Suites that belong together under one name.
+#[derive(Debug)]
+struct Group {
+    name: &'static str,
+    /// Packages of which every suite belongs to it.
+    packages: &'static [&'static str],
+    /// Suites of other packages.
+    suites: &'static [&'static str],
+}
+
+/// The pod network: what docs/contract.md numbers N1 to N23. Unit tests of all packages run along, they take seconds.
+const OVERLAY: Group = Group {
+    name: "overlay",
+    packages: &["agent/overlay", "agent/netlink", "agent/cni"],
+    suites: &[
+        "overlay",
+        "assignment",
+        "bad_input",
+        "cni",
+        "etcd",
+        "events",
+        "faults",
+        "flannel",
+        "forward",
+        "kube",
+        "manifests",
+        "plan",
+        "repair",
+        "restart",
+        "status",
+        "takeover",
+    ],
+};
+
 /// Provides what the tests need, builds them, runs those that match `filter`; fails if one fails or none matches.
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     host::require_root("test")?;
@@ -50,16 +84,10 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     }
 }
 
-/// A filter that is the name of a suite selects it as a whole, any other is part of a test's name.
 fn cargo_test(workspace: &Workspace, filter: Option<&str>) -> Result<Command> {
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]);
-    if let Some(word) = filter {
-        if suites(workspace)?.contains(word) {
-            cargo.arg("--test");
-        }
-        cargo.arg(word);
-    }
+    cargo.args(selection(workspace, filter)?);
     cargo.args(["--", TEST_THREADS]);
     if io::stdout().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always").arg("--color=always");
@@ -67,18 +95,49 @@ fn cargo_test(workspace: &Workspace, filter: Option<&str>) -> Result<Command> {
     Ok(cargo)
 }
 
+/// A filter that is the name of a group or of a suite selects it as a whole, any other is part of a test's name.
+fn selection(workspace: &Workspace, filter: Option<&str>) -> Result<Vec<String>> {
+    let Some(word) = filter else { return Ok(Vec::new()) };
+    let suite = |name: &str| ["--test".to_owned(), name.to_owned()];
+    if word == OVERLAY.name {
+        let chosen = OVERLAY.suites_in(workspace)?;
+        let units = ["--lib".to_owned(), "--bins".to_owned()];
+        return Ok(units.into_iter().chain(chosen.iter().flat_map(|name| suite(name))).collect());
+    }
+    Ok(if suites(workspace)?.contains(word) { suite(word).to_vec() } else { vec![word.to_owned()] })
+}
+
 /// The suites by name: the files and folders in any package's `tests`.
 fn suites(workspace: &Workspace) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for group in ["agent", "ebpf", "tests"] {
         for package in fs::read_dir(workspace.root.join(group))? {
-            let Ok(files) = fs::read_dir(package?.path().join("tests")) else { continue };
-            for file in files {
-                names.extend(suite_name(&file?.path()));
-            }
+            names.extend(suites_of(&package?.path())?);
         }
     }
     Ok(names)
+}
+
+/// Those of one package; none where it has no such folder.
+fn suites_of(package: &Path) -> Result<BTreeSet<String>> {
+    let Ok(files) = fs::read_dir(package.join("tests")) else { return Ok(BTreeSet::new()) };
+    let names = files.map(|file| Ok(suite_name(&file?.path())));
+    names.filter_map(Result::transpose).collect()
+}
+
+impl Group {
+    /// All suites that belong to it. Fails if one of them is not there.
+    fn suites_in(&self, workspace: &Workspace) -> Result<BTreeSet<String>> {
+        let all = suites(workspace)?;
+        let mut names: BTreeSet<String> = self.suites.iter().map(|name| (*name).to_owned()).collect();
+        for package in self.packages {
+            names.extend(suites_of(&workspace.root.join(package))?);
+        }
+        match names.difference(&all).next() {
+            Some(absent) => bail!("group {} names suite {absent}, which is not there", self.name),
+            None => Ok(names),
+        }
+    }
 }
 
 /// As cargo names test targets: `overlay` of overlay.rs and of overlay/main.rs.
@@ -206,6 +265,28 @@ mod tests {
     fn suites_are_named_as_cargo_names_them() {
         assert_eq!(suite_name("tests/suites/tests/overlay.rs".as_ref()).as_deref(), Some("overlay"));
         assert_eq!(suite_name("tests/suites/tests/README.md".as_ref()), None);
+    }
+
+    #[test]
+    fn the_pod_networks_group_has_its_packages_suites_and_names_none_that_is_not_there() {
+        let suites = OVERLAY.suites_in(&Workspace::find().unwrap()).unwrap();
+        for name in ["overlay", "laws", "vpc", "backends", "takeover"] {
+            assert!(suites.contains(name), "{name}: {suites:?}");
+        }
+        assert!(!suites.contains("services"), "{suites:?}");
+    }
+
+    #[test]
+    fn a_group_a_suite_and_a_part_of_a_name_are_told_apart() {
+        let line = |filter| {
+            let cargo = cargo_test(&Workspace::find().unwrap(), Some(filter)).unwrap();
+            cargo.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        };
+        let group = line("overlay");
+        assert!(group.contains(" --lib --bins ") && group.contains(" --test overlay "), "{group}");
+        assert!(group.contains(" --test takeover ") && group.contains(" --test laws "), "{group}");
+        assert!(line("takeover").contains(" --test takeover -- "), "{}", line("takeover"));
+        assert!(line("n6_host").contains(" n6_host -- "), "{}", line("n6_host"));
     }
 
     #[test]

@@ -29,6 +29,14 @@ pub enum Event {
     Synced(Kind),
     /// Something could not be used; the rest goes on.
     Problem(Problem),
+    /// A server was lost, or answers again: told once for each of both, beside the [`Event::Problem`]s that remind of
+    /// it. What was told before stands meanwhile. At the start a server is taken to answer.
+    Contact {
+        /// Which: `API server https://192.0.2.1:6443`, `etcd`.
+        server: String,
+        /// Why it was lost; `None` when it answers.
+        lost: Option<String>,
+    },
 }
 
 /// A kind of object that is watched.

@@ -189,8 +189,7 @@ pub(crate) enum Backend {
 }
 
 /// `network.checksumOffload` (contract N16).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum ChecksumOffload {
     /// The network card, unless it is known to break them.
     #[default]
@@ -199,6 +198,20 @@ pub(crate) enum ChecksumOffload {
     On,
     /// The kernel.
     Off,
+}
+
+impl<'de> Deserialize<'de> for ChecksumOffload {
+    /// `on` and `off` without quotes are booleans to YAML 1.1.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Bool(true) => Ok(Self::On),
+            Value::Bool(false) => Ok(Self::Off),
+            Value::String(word) if word == "on" => Ok(Self::On),
+            Value::String(word) if word == "off" => Ok(Self::Off),
+            Value::String(word) if word == "auto" => Ok(Self::Auto),
+            other => Err(serde::de::Error::custom(format!("{other} is not auto, on or off"))),
+        }
+    }
 }
 
 /// `network.cni`.
@@ -393,7 +406,8 @@ fn from_tree(tree: Value) -> Result<Config> {
 }
 
 impl Config {
-    fn check(&self) -> Result<()> {
+    /// Whether the fields go together; an error names one.
+    pub(crate) fn check(&self) -> Result<()> {
         let network = &self.network;
         if !(1..1 << 24).contains(&network.vni) {
             bail!("network.vni: {} is not between 1 and 16777215", network.vni);
@@ -468,6 +482,18 @@ mod tests {
     fn the_documented_file_is_the_defaults() {
         let documented: Config = from_tree(read_tree(DOCUMENTED).unwrap()).unwrap();
         assert_eq!(documented, Config::default());
+    }
+
+    #[test]
+    fn n16_on_and_off_are_words_although_yaml_has_them_for_booleans() {
+        for (word, offload) in
+            [("auto", ChecksumOffload::Auto), ("on", ChecksumOffload::On), ("off", ChecksumOffload::Off)]
+        {
+            let text = format!("network: {{checksumOffload: {word}}}");
+            assert_eq!(read(&text).unwrap().network.checksum_offload, offload, "{word}");
+        }
+        let error = read("network: {checksumOffload: never}").unwrap_err();
+        assert!(error.contains("network.checksumOffload") && error.contains("auto, on or off"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use podway_overlay::{BackendKind, Family, NetConf, NetConfRange};
+use podway_overlay::{AssignMode, BackendKind, Family, NetConf, NetConfRange};
 
 use crate::config::{Backend, NetworkConfig};
 
@@ -14,8 +14,12 @@ pub(crate) fn read(network: &mut NetworkConfig) -> Result<()> {
     if path.as_os_str().is_empty() {
         return Ok(());
     }
-    let text = fs::read_to_string(path).with_context(|| format!("network.netConf {}", path.display()))?;
-    let conf = NetConf::parse(&text).with_context(|| format!("network.netConf {}", path.display()))?;
+    let named = || format!("network.netConf {}", path.display());
+    let text = fs::read_to_string(path).with_context(named)?;
+    let conf = NetConf::parse(&text).with_context(named)?;
+    if network.assign.mode != AssignMode::Never {
+        conf.ranges().with_context(named)?;
+    }
     apply(network, &conf);
     Ok(())
 }

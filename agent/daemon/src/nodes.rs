@@ -79,8 +79,9 @@ fn node_table(nodes: &[NodeStatus], wide: bool) -> String {
 
 fn describe(status: &Status) -> String {
     let state = match (status.healthy, status.ready) {
-        (true, true) if status.why.is_empty() => "well",
-        (true, true) => "ready, with failures",
+        (true, true) if !status.why.is_empty() => "ready, with failures",
+        (true, true) if !status.problems.is_empty() => "ready, with problems",
+        (true, true) => "well",
         (true, false) => "starting",
         (false, _) => "not healthy",
     };
@@ -101,7 +102,7 @@ fn describe(status: &Status) -> String {
         rows.push(("Subnets", list(&own.subnets)));
         rows.push(("MTU", own.mtu.map_or("<none>".to_owned(), |mtu| mtu.to_string())));
         rows.push(("Store", or_none(&own.store)));
-        rows.push(("Peers", status.peers.to_string()));
+        rows.push(("Peers", format!("{} of {} programmed", status.programmed_peers, status.peers)));
     }
     rows.extend(status.repairs.iter().map(|(kind, count)| ("Repaired", format!("{count} {kind}"))));
     let problem = |fault: &status::Fault| format!("{}: {} ({})", fault.object, fault.message, fault.reason);

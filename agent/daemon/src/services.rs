@@ -70,7 +70,6 @@ impl<N: Nft> ServiceHalf<N> {
 
     /// Writes down on this board how it is.
     pub(crate) fn telling(self, board: Board) -> Self {
-        board.expect(status::Half::Services);
         Self { board, ..self }
     }
 }
@@ -191,7 +190,7 @@ impl<N: Nft> ServiceHalf<N> {
 
     fn repaired(&mut self, elements: usize, took: &str) {
         info!(elements, took, "what somebody else changed is as it was: Services");
-        self.board.repaired("services", elements as u64);
+        self.board.repaired(status::Half::Services, "element", elements as u64);
         if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
             warn!(
                 again_in = ?wait,

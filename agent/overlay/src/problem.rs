@@ -69,6 +69,17 @@ pub enum Reason {
     /// The Node has no address to send to.
     #[error("no {0} address in status.addresses to send to: the node is skipped for {0}")]
     NoAddress(Family),
+    /// The peer's address is one that a pod could have.
+    #[error(
+        "its address {address} lies in pod network {network}: traffic to the node is taken for pod traffic; \
+             choose a pod network apart from the nodes' addresses"
+    )]
+    AddressAmongPods {
+        /// The peer's address.
+        address: IpAddr,
+        /// The pod network around it.
+        network: IpNet,
+    },
     /// A peer says that it is to be reached at this machine's own address.
     #[error("its address {0} is this machine's own: the node is skipped")]
     OwnAddress(IpAddr),
@@ -195,6 +206,7 @@ impl Reason {
             Self::SubnetTaken { .. } => "SubnetTaken",
             Self::MacTaken { .. } => "MacTaken",
             Self::NoAddress(..) => "NoAddress",
+            Self::AddressAmongPods { .. } => "AddressAmongPods",
             Self::OwnAddress(..) => "OwnAddress",
             Self::SubnetCovers { .. } => "SubnetCovers",
             Self::AddressInSubnet { .. } => "AddressInSubnet",

@@ -34,6 +34,12 @@ impl Contest {
         wait
     }
 
+    /// How long it takes until a fight is over that nobody goes on with; `None` if there is none.
+    pub fn lasts(&self, now: Duration) -> Option<Duration> {
+        let fought = self.repairs > AT_ONCE;
+        (self.until + CALM).checked_sub(now).filter(|left| fought && !left.is_zero())
+    }
+
     /// How long the next repair must still wait, if it must.
     pub fn hold(&self, now: Duration) -> Option<Duration> {
         self.until.checked_sub(now).filter(|wait| !wait.is_zero())
@@ -54,6 +60,7 @@ mod tests {
             assert_eq!(contest.repaired(now), None);
             now += Duration::from_millis(10);
         }
+        assert_eq!(contest.lasts(now), None);
         let mut waits = Vec::new();
         for _ in 0..8 {
             let wait = contest.repaired(now).unwrap();
@@ -71,7 +78,10 @@ mod tests {
         for _ in 0..20 {
             contest.repaired(SECOND);
         }
-        let later = SECOND + CALM + CALM + SECOND;
+        let over = SECOND + CALM + CALM;
+        assert_eq!(contest.lasts(SECOND + CALM), Some(CALM));
+        assert_eq!(contest.lasts(over), None);
+        let later = over + SECOND;
         assert_eq!(contest.hold(later), None);
         assert_eq!(contest.repaired(later), None);
     }

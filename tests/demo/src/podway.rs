@@ -67,6 +67,11 @@ impl Podway {
         self.command("cleanup")?.output()
     }
 
+    /// What a command that asks the daemon prints, such as `status`, whatever its exit status.
+    pub(crate) fn ask(&self, subcommand: &str) -> Result<String> {
+        Ok(self.command(subcommand)?.output()?.stdout)
+    }
+
     /// The configuration file.
     pub(crate) fn config(&self) -> Result<PathBuf> {
         Ok(self.node.folder()?.join("podway.yaml"))

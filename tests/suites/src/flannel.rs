@@ -190,10 +190,8 @@ impl<'lab> FlannelCluster<'lab> {
 
     fn start_podway(&self, node: &FlannelNode, settings: &[&str]) -> Result<Process> {
         let ranges = self.ranges().iter().map(|range| format!("{range:?}")).collect::<Vec<_>>();
-        let mut all = vec![
-            "services.enabled=false".to_owned(),
-            format!("network.podNetworks=[{}]", ranges.join(",")),
-        ];
+        let mut all =
+            vec!["services.enabled=false".to_owned(), format!("network.podNetworks=[{}]", ranges.join(","))];
         all.extend(self.etcd.iter().map(|etcd| format!("network.etcd.endpoints=[{}]", etcd.url())));
         all.extend(settings.iter().map(|setting| (*setting).to_owned()));
         let settings = all.iter().flat_map(|setting| ["--set", setting]);

@@ -1,4 +1,4 @@
-//! Kubernetes Events at a real kube-apiserver, with the rights of manifests/rbac.yaml.
+//! Kubernetes Events at a real kube-apiserver, with the rights of manifests/podway.yaml.
 
 use std::time::Duration;
 

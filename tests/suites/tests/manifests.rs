@@ -3,23 +3,28 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
-use podway_suites::{SOON, complaints};
+use ipnet::IpNet;
+use podway_suites::{SOON, Way, await_answers, complaints, netns};
 use podway_testkit::{
-    ControlPlane, Lab, Node, Process, binary, eventually, in_lab, manifests, reference, within,
+    Command, ControlPlane, Host, Lab, Node, Process, binary, eventually, in_lab, manifests, reference, within,
 };
 use serde_json::{Value, json};
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/podway.yaml");
 
+const README: &str = include_str!("../../../README.md");
+const FLANNEL: &str = include_str!("../../../docs/flannel.md");
+
 /// Where a pod finds its ServiceAccount.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// The first address of the API server's range of Services, which it gives itself.
-const API_SERVICE: &str = "https://10.96.0.1:443/livez";
+/// Asks the API server for its health at its Service's address; it lets anybody.
+const API_SERVER: [&str; 5] = ["curl", "-sk", "-m", "2", "https://10.96.0.1:443/livez"];
 
 /// podway waits ten seconds for somebody else to assign subnets.
 const ASSIGNED: Duration = Duration::from_secs(60);
@@ -53,12 +58,40 @@ fn x1_x2_one_kubectl_apply_installs_everything_and_a_second_one_changes_nothing(
 }
 
 #[test]
+fn x2_what_the_documents_say_to_set_for_kind_k3s_kubeadm_and_flannel_is_a_configuration() -> Result<()> {
+    let manifest = fs::read_to_string(MANIFEST)?;
+    let mut recipes = 0;
+    for line in README.lines().filter(|line| line.starts_with("sed ")) {
+        let script = line.split(['\'', '"']).nth(1).context("no script")?;
+        let mut edited = manifest.clone();
+        for edit in script.split("; ") {
+            let parts: Vec<&str> = edit.trim_matches('#').split('#').collect();
+            let ["s", from, to] = parts[..] else { bail!("{edit} is no s#FROM#TO#") };
+            assert_eq!(edited.matches(from).count(), 1, "{from} is there once");
+            edited = edited.replace(from, &to.replace("$server", "https://192.0.2.1:6443"));
+        }
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&edited)?;
+        let map =
+            documents.iter().find(|document| document["kind"] == "ConfigMap").context("no ConfigMap")?;
+        let config = map["data"]["config.yaml"].as_str().context("no configuration")?;
+        assert!(config.contains("server: https://"), "{config}");
+        accepted(config)?;
+        recipes += 1;
+    }
+    assert_eq!(recipes, 3);
+    let (_, beside_flannel) = FLANNEL.split_once("```yaml\n").context("no YAML in docs/flannel.md")?;
+    accepted(beside_flannel.split_once("```").context("no end")?.0)
+}
+
+#[test]
 fn x1_s42_the_daemonset_as_a_container_runs_both_halves_and_asks_only_what_it_may() {
     in_lab("manifests-run", |lab| {
         let cluster = Cluster::apply(lab)?;
         let [one, two] = [cluster.node("node-1")?, cluster.node("node-2")?];
         let conflist = one.on_host("/etc/cni/net.d/10-podway.conflist")?;
         assert!(!conflist.exists());
+        // As some firewalls and plugins leave it: podway looks whether it drops pods' packets.
+        one.node.command("iptables-legacy").args(["-S", "FORWARD"]).run()?;
         let podways = [one.start()?, two.start()?];
         for (member, podway) in [(&one, &podways[0]), (&two, &podways[1])] {
             within(ASSIGNED, "the readiness probe succeeds", || member.probe("readinessProbe", podway))?;
@@ -67,14 +100,20 @@ fn x1_s42_the_daemonset_as_a_container_runs_both_halves_and_asks_only_what_it_ma
         }
         let nodes = [cluster.announced("node-1"), cluster.announced("node-2")];
         assert_ne!(subnet(&nodes[0])?, subnet(&nodes[1])?);
-        one.reaches_the_api_service();
-        two.reaches_the_api_service();
+        await_answer(&one.node, &API_SERVER, "ok");
         one.await_route_to(&subnet(&nodes[1])?);
 
         within(SOON, "the conflist is written", || written(&conflist).map(drop))?;
         for earlier in ["/run/flannel/subnet.env", "/opt/cni/bin/podway"] {
             assert!(written(&one.on_host(earlier)?)? <= written(&conflist)?, "{earlier} comes first");
         }
+        let pods = [one.attach("pod-1")?, two.attach("pod-2")?];
+        let _server = pods[1].0.serve("pod-2", 8080)?;
+        for way in Way::all([pods[1].1], 8080) {
+            let answers = await_answers(&pods[0].0, way);
+            assert_eq!(answers.sources(), [pods[0].1].into(), "across the nodes, as it is");
+        }
+        await_answer(&pods[1].0, &API_SERVER, "ok");
         let log = podways[0].log();
         assert_eq!(complaints(&log), Vec::<&str>::new(), "{log}");
 
@@ -263,9 +302,11 @@ impl Member {
         let capabilities: Vec<String> = strings(&security["capabilities"]["add"])
             .map(|name| format!("+{}", name.to_lowercase()))
             .collect();
-        let mut command = self.node.command("unshare").args(["--mount", "sh", "-ceu", CONTAINER, "sh"]);
-        command = command.arg(self.node.folder()?.join("root")).arg(binary("podway")?);
-        command = command.arg(format!("-all,{}", capabilities.join(","))).arg(self.mounts()?);
+        let capabilities = format!("-all,{}", capabilities.join(","));
+        let program = binary("podway")?;
+        let contained =
+            Contained { name: "podway", program, capabilities: &capabilities, mounts: self.mounts()? };
+        let mut command = self.contain(contained)?;
         for variable in container["env"].as_array().into_iter().flatten() {
             let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
                 Some("spec.nodeName") => self.node.name(),
@@ -294,8 +335,10 @@ impl Member {
                 Some(path) => self.on_host(path)?,
                 None => self.on_host("/configmap")?,
             };
-            if volume["hostPath"]["type"] == "DirectoryOrCreate" {
-                fs::create_dir_all(&source)?;
+            match volume["hostPath"]["type"].as_str() {
+                Some("DirectoryOrCreate") => fs::create_dir_all(&source)?,
+                Some("FileOrCreate") if !source.exists() => write(&source, "")?,
+                _ => {}
             }
             let target = mount["mountPath"].as_str().context("no mountPath")?;
             let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
@@ -321,15 +364,29 @@ impl Member {
         }
     }
 
-    /// Service default/kubernetes leads from here to the API server.
-    #[track_caller]
-    fn reaches_the_api_service(&self) {
-        eventually(SOON, "the API server answers at its Service", || {
-            let curl = self.node.command("curl").args(["-sk", "-m", "2", API_SERVICE]).output();
-            let answer = curl.map_err(|error| format!("{error:#}"))?.stdout;
-            // It lets anybody ask for its health.
-            if answer == "ok" { Ok(()) } else { Err(answer) }
-        });
+    /// A pod, whose network the container runtime gets from what podway has installed on the host.
+    fn attach(&self, name: &str) -> Result<(Host, IpAddr)> {
+        let pod = self.node.sandbox(name)?;
+        let mut mounts = "/run/netns /run/netns rw\n".to_owned();
+        for folder in ["/run/flannel", "/opt/cni/bin", "/etc/cni/net.d", "/var/lib/cni"] {
+            let source = self.on_host(folder)?;
+            fs::create_dir_all(&source)?;
+            mounts.push_str(&format!("{} {folder} rw\n", source.display()));
+        }
+        let runtime = Contained { name, program: reference("cnitool")?, capabilities: "+all", mounts };
+        let command =
+            self.contain(runtime)?.env("CNI_PATH", "/opt/cni/bin").env("NETCONFPATH", "/etc/cni/net.d");
+        let result: Value = serde_json::from_str(&command.args(["add", "podway", &netns(&pod)]).run()?)?;
+        let address: IpNet = serde_json::from_value(result["ips"][0]["address"].clone())?;
+        Ok((pod, address.addr()))
+    }
+
+    /// A program in a mount namespace of its own.
+    fn contain(&self, contained: Contained<'_>) -> Result<Command> {
+        let Contained { name, program, capabilities, mounts } = contained;
+        let command = self.node.command("unshare").args(["--mount", "sh", "-ceu", CONTAINER, "sh"]);
+        let command = command.arg(self.node.folder()?.join("root").join(name)).arg(program);
+        Ok(command.arg(capabilities).arg(mounts))
     }
 
     #[track_caller]
@@ -342,9 +399,18 @@ impl Member {
     }
 }
 
+/// What runs in a container, or as a host's container runtime does.
+struct Contained<'a> {
+    name: &'a str,
+    program: PathBuf,
+    capabilities: &'a str,
+    /// `SOURCE TARGET ro|rw`, a line each.
+    mounts: String,
+}
+
 /// Runs `$2` as a container: `$1` becomes a read-only root with this machine's programs for an image, and `$4` lists
 /// what is mounted there. `$3` = the only capabilities; the rest are its arguments. /proc/sys is read-only, as container
-/// runtimes mount it unless a container is privileged.
+/// runtimes mount it, unless there are all capabilities.
 const CONTAINER: &str = r#"
 root=$1 program=$2 capabilities=$3 mounts=$4
 shift 4
@@ -357,21 +423,46 @@ for name in bin sbin lib lib64 usr; do
 done
 mkdir "$root/proc" "$root/sys" "$root/dev"
 mount --rbind /proc "$root/proc"
-mount --bind "$root/proc/sys" "$root/proc/sys"
-mount -o remount,bind,ro "$root/proc/sys"
+if [ "$capabilities" != +all ]; then
+    mount --bind "$root/proc/sys" "$root/proc/sys"
+    mount -o remount,bind,ro "$root/proc/sys"
+fi
 mount --bind /sys "$root/sys"
 mount -o remount,bind,ro "$root/sys"
 mount --rbind /dev "$root/dev"
-touch "$root/podway"
-mount --bind "$program" "$root/podway"
+touch "$root/${program##*/}"
+mount --bind "$program" "$root/${program##*/}"
 printf '%s' "$mounts" | while read -r source target mode; do
     if [ -d "$source" ]; then mkdir -p "$root$target"; else mkdir -p "$root${target%/*}" && touch "$root$target"; fi
-    mount --bind "$source" "$root$target"
+    mount --rbind "$source" "$root$target"
     mount -o "remount,bind,$mode" "$root$target"
 done
 mount -o remount,ro "$root"
-exec chroot "$root" setpriv --no-new-privs --inh-caps=-all --bounding-set="$capabilities" /podway "$@"
+exec chroot "$root" setpriv --no-new-privs --inh-caps=-all --bounding-set="$capabilities" "/${program##*/}" "$@"
 "#;
+
+/// Fails unless podway takes a configuration: a command that asks the daemon reads it, and finds no daemon.
+fn accepted(config: &str) -> Result<()> {
+    let file = std::env::temp_dir().join(format!("podway-documented-{}.yaml", std::process::id()));
+    fs::write(&file, config)?;
+    let mut command = std::process::Command::new(binary("podway")?);
+    let output =
+        command.args(["status", "--set", "status.socket=/nonexistent", "--config"]).arg(&file).output()?;
+    fs::remove_file(&file)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}\n{config}");
+    Ok(())
+}
+
+/// Waits until what a program prints has `text` in it.
+#[track_caller]
+fn await_answer(host: &Host, program: &[&str], text: &str) {
+    eventually(SOON, &format!("{text:?} from {program:?} on {}", host.name()), || {
+        let output = host.command(program[0]).args(&program[1..]).output();
+        let printed = output.map_err(|error| format!("{error:#}"))?.stdout;
+        if printed.contains(text) { Ok(()) } else { Err(printed) }
+    });
+}
 
 fn documents() -> Result<Vec<Value>> {
     serde_saphyr::from_multiple(&fs::read_to_string(MANIFEST)?).context(MANIFEST)

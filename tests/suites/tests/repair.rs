@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use podway_suites::{
-    Cluster, Dataplane, KernelState, Member, Strangers, Way, await_answers, web_answers, web_behind,
-    web_service,
+    Cluster, Dataplane, KernelState, Load, Member, SOON, Source, Strangers, Way, await_answers,
+    await_no_trace_of, web_answers, web_behind, web_service,
 };
-use podway_testkit::{Answers, Host, Lab, Pod, Process, Running, in_lab, within};
+use podway_testkit::{Answers, Host, Lab, Pod, Process, Running, in_lab, manifests, within};
 use serde_json::Value;
 
 /// What pods listen on.
@@ -171,9 +171,182 @@ fn n19_forwarding_that_is_switched_off_is_switched_on_again() {
     });
 }
 
+#[test]
+fn n13_podway_gives_way_in_a_fight_says_so_and_has_the_last_word() {
+    in_lab("repair-fight", |lab| {
+        let site = Site::open(lab)?;
+        let podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        let enemy = "for i in $(seq 30); do ip route del 10.77.2.0/24 2>/dev/null || true; sleep 0.15; done";
+        let enemy = site.one.command("sh").args(["-ec", enemy]).start("enemy")?;
+        podway.wait_for_log("another program changes the pod network again and again", SOON)?;
+        within(SOON, "the fight is a problem", || {
+            let status = site.status()?;
+            let told = status["problems"].as_array().into_iter().flatten();
+            match told.into_iter().any(|problem| problem["reason"] == "NetworkContended") {
+                true => Ok(()),
+                false => Err(anyhow!("{status}")),
+            }
+        })?;
+        // A fight over routes is none over tables, nor over what the other leaves alone.
+        site.one.command("nft").args(["flush", "table", "inet", "podway-network"]).run()?;
+        let rules = || site.one.command("nft").args(["list", "table", "inet", "podway-network"]).run();
+        within(AT_ONCE, "the rules are back", || match rules()?.contains("masquerade") {
+            true => Ok(()),
+            false => Err(anyhow!("not yet")),
+        })?;
+        assert!(enemy.wait(2 * SOON)?.success());
+        // The wait doubles with each repair, from a second on.
+        within(2 * SOON, "it is as it was", || before.differences(&site.one))?;
+        let metrics = site.one.command("curl").args(["-s", "http://127.0.0.1:10249/metrics"]).run()?;
+        let name = "podway_network_repairs_total{kind=\"route\"} ";
+        let repairs = metrics.lines().find_map(|line| line.strip_prefix(name)?.parse::<u32>().ok());
+        let repairs = repairs.with_context(|| metrics.clone())?;
+        assert!((6..=12).contains(&repairs), "{repairs} repairs of 30 attacks");
+        site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        Ok(())
+    });
+}
+
+#[test]
+fn n13_n14_a_strangers_route_in_the_way_of_one_peer_stays_and_holds_up_no_other() {
+    in_lab("repair-blocked", |lab| {
+        let site = Site::open(lab)?;
+        let podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        let theirs = "route replace 10.77.2.0/24 via 192.0.2.1 proto 77";
+        site.one.ip(theirs)?;
+        podway.wait_for_log("the pod network is not complete", SOON)?;
+        // It is tried again every five seconds by now.
+        std::thread::sleep(Duration::from_secs(7));
+        assert!(KernelState::read(&site.one)?.mentions("10.77.2.0/24 via 192.0.2.1 dev eth0 proto 77"));
+        for _ in 0..3 {
+            let started = Instant::now();
+            site.one.ip("route del fd77:0:0:2::/64")?;
+            within(AT_ONCE, "another route is back", || match site.routes()?.contains("fd77:0:0:2::/64") {
+                true => Ok(()),
+                false => Err(anyhow!("not yet")),
+            })?;
+            eprintln!("beside a route in the way: seen to be repaired after {:.0?}", started.elapsed());
+        }
+        let joined = Instant::now();
+        let three = manifests::node("node-3").pod_cidrs(["10.77.3.0/24"]).internal_ips(["192.0.2.13"]);
+        site.cluster.publish("node-3", three)?;
+        within(AT_ONCE, "a node that joins has its route", || {
+            match site.routes()?.contains("10.77.3.0/24") {
+                true => Ok(()),
+                false => Err(anyhow!("not yet")),
+            }
+        })?;
+        eprintln!("beside a route in the way: a node has joined after {:.0?}", joined.elapsed());
+        site.cluster.withdraw("node-3")?;
+        await_no_trace_of(3, &site.one);
+        site.one.ip("route del 10.77.2.0/24 via 192.0.2.1 proto 77")?;
+        within(SOON, "it is as it was", || before.differences(&site.one))?;
+        site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        Ok(())
+    });
+}
+
+#[test]
+fn n7_a_changed_mtu_of_the_interface_is_followed_under_traffic() {
+    in_lab("repair-mtu", |lab| {
+        let site = Site::open(lab)?;
+        let _podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        let load = Load::start(&site.client, site.ways())?;
+        for (outer, inner) in [(1400, 1330), (9000, 8930), (1500, 1430)] {
+            site.one.ip(&format!("link set eth0 mtu {outer}"))?;
+            within(AT_ONCE, &format!("MTU {inner} on the links and in subnet.env"), || {
+                let env = std::fs::read_to_string(site.one.subnet_file()?)?;
+                let links = site.one.command("ip").args(["link", "show", "type", "vxlan"]).run()?;
+                let of_ours = links.lines().filter(|line| line.contains("flannel"));
+                let followed = of_ours.clone().all(|line| line.contains(&format!(" mtu {inner} ")));
+                match followed && of_ours.count() == 2 && env.contains(&format!("FLANNEL_MTU={inner}\n")) {
+                    true => Ok(()),
+                    false => Err(anyhow!("{links}{env}")),
+                }
+            })?;
+        }
+        within(AT_ONCE, "it is as it was", || before.differences(&site.one))?;
+        load.assert_nothing_lost();
+        Ok(())
+    });
+}
+
+#[test]
+fn n12_a_changed_address_of_the_interface_is_taken_up_and_told_to_the_peers() {
+    in_lab("repair-address", |lab| {
+        let cluster = Cluster::over(lab, Source::Kube)?;
+        let (one, two) = (cluster.member(1)?, cluster.member(2)?);
+        let client = one.pod("client")?;
+        let (far, _server) = two.serving_pod("far")?;
+        let _podways = [one.podway(Dataplane::Nftables)?, two.podway(Dataplane::Nftables)?];
+        let ways = Way::all([far.ipv4(), far.ipv6()], PORT);
+        ways.iter().for_each(|way| drop(await_answers(&client, *way)));
+        let started = Instant::now();
+        two.ip("addr del 192.0.2.12/24 dev eth0\naddr add 192.0.2.77/24 dev eth0\nroute add default via 192.0.2.1")?;
+        within(SOON, "the peer sends to the new address", || {
+            let fdb = one.command("bridge").args(["fdb", "show", "dev", "flannel.1"]).run()?;
+            if fdb.contains("192.0.2.77") { Ok(()) } else { Err(anyhow!(fdb)) }
+        })?;
+        let took = started.elapsed();
+        eprintln!("a peer knows the new address after {took:.0?}");
+        assert!(took < SOON / 2, "a peer knows the new address after {took:?}");
+        let node = cluster.control_plane().get("/api/v1/nodes/node-2")?;
+        assert_eq!(node["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"], "192.0.2.77");
+        ways.iter().for_each(|way| drop(await_answers(&client, *way)));
+        assert!(KernelState::read(&two)?.mentions("local 192.0.2.77 dev eth0"));
+        assert!(!KernelState::read(&one)?.mentions("192.0.2.12 "), "its old address");
+        Ok(())
+    });
+}
+
+#[test]
+fn n13_n20_an_interface_that_goes_down_and_up_finds_its_links_as_they_were() {
+    in_lab("repair-flap", |lab| {
+        let site = Site::open_alone(lab)?;
+        let podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        for _ in 0..3 {
+            // With it go its IPv6 address, and the routes that lead through it.
+            site.one.ip("link set eth0 down")?;
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(KernelState::read(&site.one)?.mentions("flannel-v6.1"), "the links stay");
+            site.one.ip("link set eth0 up\naddr add 2001:db8::11/64 dev eth0 nodad\n\
+                         route add default via 192.0.2.1\nroute add default via 2001:db8::1")?;
+            within(SOON, "it is as it was", || before.differences(&site.one))?;
+            site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        }
+        assert!(podway.stop()?.success());
+        Ok(())
+    });
+}
+
+#[test]
+fn n13_an_interface_that_is_taken_away_and_made_anew_has_its_links_again() {
+    in_lab("repair-interface", |lab| {
+        let site = Site::open(lab)?;
+        let podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        site.one.ip("link del eth0")?;
+        podway.wait_for_log("the pod network is not complete", SOON)?;
+        site.one.reconnect()?;
+        // Which has another MAC now; all else is of the pod network.
+        within(SOON, "the links and what is on them are as they were", || {
+            let now = KernelState::read(&site.one)?;
+            let of_ours = |line: &&str| ["flannel", "10.77.", "fd77:"].iter().any(|part| line.contains(part));
+            let gone: Vec<&str> = before.kernel.beyond(&now).into_iter().filter(of_ours).collect();
+            if gone.is_empty() { Ok(()) } else { Err(anyhow!("{gone:#?}")) }
+        })?;
+        site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        Ok(())
+    });
+}
+
 /// Two nodes with a podway each; a client on one and the pod `far` behind the Service `web` on the other.
 struct Site<'lab> {
-    _cluster: Cluster<'lab>,
+    cluster: Cluster<'lab>,
     one: Member,
     client: Pod,
     far: Pod,
@@ -201,7 +374,17 @@ impl<'lab> Site<'lab> {
         let strangers = strangers(&one)?;
         let podway = two.podway(Dataplane::Nftables)?;
         let macs = [mac(&two, "flannel.1")?, mac(&two, "flannel-v6.1")?];
-        Ok(Self { _cluster: cluster, one, client, far, strangers, macs, _two: (two, podway, server) })
+        Ok(Self { cluster, one, client, far, strangers, macs, _two: (two, podway, server) })
+    }
+
+    fn routes(&self) -> Result<String> {
+        let list = "ip -4 route show proto 105; ip -6 route show proto 105";
+        self.one.command("sh").args(["-ec", list]).run()
+    }
+
+    fn status(&self) -> Result<Value> {
+        let command = self.one.podway_command("status", Dataplane::Nftables)?.args(["-o", "json"]);
+        Ok(serde_json::from_str(&command.output()?.stdout)?)
     }
 
     fn ways(&self) -> Vec<Way> {

@@ -90,6 +90,13 @@ impl Node {
         self.host.site.underlay.ip(&format!("link set {} up", self.host.name))
     }
 
+    /// Makes its `eth0` anew, after that was removed; the addresses are the same, the MAC and the number are not.
+    pub fn reconnect(&self) -> Result<()> {
+        let mut standing = self.host.site.standing()?;
+        let number = standing.number(&self.host.name)?;
+        self.host.site.connect(&self.host.name, &self.host.namespace, number).map(drop)
+    }
+
     fn forward(&self, addresses: &[IpNet]) -> Result<()> {
         for address in addresses {
             match address {

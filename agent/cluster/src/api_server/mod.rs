@@ -59,6 +59,7 @@ impl ApiServer {
     pub(crate) async fn run(self, wanted: &Wanted, events: Sender<Event>) {
         tokio::select! {
             () = events.closed() => {}
+            () = self.contact.tell(&events) => {}
             Err(Closed) = self.follow_wanted(wanted, &events) => {}
         }
     }

@@ -132,6 +132,22 @@ async fn one_server_that_cannot_be_reached_is_one_problem() {
 }
 
 #[tokio::test]
+async fn s24_a_lost_server_is_told_once_and_once_when_all_kinds_are_answered_again() {
+    let server = Script::synced_but_services();
+    server.on(SERVICES, [Answer::Cut, Answer::Cut, watch(&[bookmark(5)])]);
+    let Source(mut events) = server.run();
+    let mut contacts = Vec::new();
+    while contacts.len() < 2 {
+        let event = timeout(SOON, events.recv()).await.expect("an event in time").expect("a running source");
+        if let Event::Contact { server, lost } = event {
+            contacts.push((server, lost));
+        }
+    }
+    let name = "API server http://192.0.2.1".to_owned();
+    assert_eq!(contacts, [(name.clone(), Some("cut off".to_owned())), (name, None)]);
+}
+
+#[tokio::test]
 async fn nobody_at_the_address_is_said_with_the_url_and_the_reason() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let server = format!("http://127.0.0.1:{port}");
@@ -461,8 +477,15 @@ impl Source {
         told
     }
 
+    /// Of anything but the contact to the server, which is told at its own pace.
     async fn receive(&mut self) -> Event {
-        timeout(SOON, self.0.recv()).await.expect("an event in time").expect("a running source")
+        loop {
+            let event = timeout(SOON, self.0.recv()).await.expect("an event in time");
+            match event.expect("a running source") {
+                Event::Contact { .. } => {}
+                event => return event,
+            }
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod announce;
 mod assignment;
+mod cni;
 mod events;
 pub(crate) mod lease;
 mod locate;
+mod repair;
 mod settings;
 pub(crate) mod subnet_file;
 mod tables;
@@ -19,18 +21,20 @@ use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
 use podway_overlay::{Host, Node, Op, Overlap, Overlay, Problem, Settings, Severity};
-use podway_reconcile::{Contest, Recovery, Retry};
+use podway_reconcile::{Recovery, Retry};
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::announce::Announcer;
 pub(crate) use self::assignment::Subnets;
+use self::cni::Cni;
 pub(crate) use self::events::Events;
+use self::repair::Repair;
 pub(crate) use self::settings::{Store, overlay_settings, peering};
 use self::tables::Tables;
 use crate::config::Config;
+use crate::message;
 use crate::run::{Half, Listed, NetworkEvent, Next};
 use crate::status::{self, Board};
-use crate::{cni_files, message};
 
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -38,6 +42,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// What an operator can do about another program that fights podway.
 const CONTENDED: &str = "another program changes the pod network again and again: find out which, with `ip monitor` \
                          and `nft monitor`; podway gives way and repairs more seldom";
+
+/// Between two attempts to install the CNI plugin.
+const CNI_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A routing daemon may change routes all the time; what follows from them is looked at so often.
 const HOST_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,15 +70,25 @@ pub(crate) struct NetworkHalf {
     host: Option<Host>,
     /// When it is to be looked at again; `None` = it stands as known.
     look_again: Option<Instant>,
-    /// Whether somebody else may have changed what is ours.
-    drifted: bool,
-    contest: Contest,
-    started: Instant,
+    /// What others do to links and what is on them, to routes and kernel settings.
+    overlay_repair: Repair,
+    /// What others do to our tables.
+    tables_repair: Repair,
+    /// When all of it is to be tried again because the kernel refused a part; the rest stands.
+    try_again: Option<Instant>,
+    /// Whether everything has stood as planned since the start.
+    stands: bool,
+    /// Whether the kernel refused something of this node's own part at the last look at all of it.
+    lacking: bool,
+    /// What it refused of peers.
+    refused: BTreeSet<String>,
+    /// Why this machine could not be looked at; what was known of it before holds.
+    host_trouble: Option<String>,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
     /// Addresses of Services, as far as they were told.
     service_ranges: Vec<IpNet>,
-    conflist_written: bool,
+    cni: Cni,
     retry: Retry,
 }
 
@@ -114,13 +131,17 @@ impl NetworkHalf {
             listed: Listed::Nothing,
             host: None,
             look_again: Some(now),
-            drifted: false,
-            contest: Contest::default(),
-            started: now,
+            overlay_repair: Repair::new(),
+            tables_repair: Repair::new(),
+            stands: false,
+            lacking: false,
+            refused: BTreeSet::new(),
+            host_trouble: None,
+            try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
             service_ranges: Vec::new(),
-            conflist_written: false,
+            cni: Cni::default(),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
         })
@@ -150,8 +171,12 @@ impl Half for NetworkHalf {
     async fn disturbed(&mut self) -> Result<()> {
         tokio::select! {
             drift = self.watch.next() => self.note(drift),
-            damaged = self.tables.damaged() => self.drifted |= damaged?,
+            damaged = self.tables.damaged() => {
+                damaged?;
+                self.tables_repair.note();
+            }
             () = self.subnets.changed() => self.own_node(self.given.clone()),
+            () = self.announcer.told() => {}
         }
         Ok(())
     }
@@ -170,27 +195,20 @@ impl Half for NetworkHalf {
         self.report_problems();
         match result {
             Ok(()) => {
-                self.retry.succeeded();
-                let told = self.announce(self.listed != Listed::Nothing).await;
-                Ok([told, self.until_repair(), self.until_look()]
-                    .into_iter()
-                    .flatten()
-                    .min()
-                    .map_or(Next::OnEvent, Next::Within))
+                if !self.lacking {
+                    self.retry.succeeded();
+                }
+                let told = self.announce(!self.lacking && self.listed != Listed::Nothing);
+                let due = [told, until(self.try_again), until(self.look_again)];
+                let repairs = [self.overlay_repair.next(), self.tables_repair.next()];
+                let next = due.into_iter().chain(repairs).flatten().min();
+                Ok(next.map_or(Next::OnEvent, Next::Within))
             }
             Err(error) if is_fatal(&error) => Err(error),
             Err(error) => {
-                let text = message::of(&error);
-                if self.retry.failures() == 0 {
-                    self.events.own_trouble(EventReason::NetworkIncomplete, &text);
-                }
-                self.board.failed(status::Half::Network, "program", &text);
-                self.announce(false).await;
-                self.overlay.invalidate();
-                self.tables.invalidate();
-                self.look_again = Some(Instant::now());
-                let wait = self.retry.failed();
-                warn!(again_in = ?wait, "the pod network is not complete: {text}");
+                let wait = self.failed(&error);
+                self.doubt_everything();
+                self.announce(false);
                 Ok(Next::After(wait))
             }
         }
@@ -207,6 +225,11 @@ impl NetworkHalf {
                 None
             }
         };
+        let uid = |node: &Option<Node>| node.as_ref().map(|node| node.uid.clone());
+        if uid(&self.given) != uid(&given) {
+            self.announcer.node_changed(false);
+            self.events.know_uid(&uid(&given).unwrap_or_default());
+        }
         self.given = given;
         if self.own == usable {
             return;
@@ -218,7 +241,9 @@ impl NetworkHalf {
     }
 
     fn note(&mut self, Drift { overlay, interfaces, host_routes, settings }: Drift) {
-        self.drifted |= overlay || settings;
+        if overlay || settings {
+            self.overlay_repair.note();
+        }
         if interfaces {
             self.look_again = Some(Instant::now());
         } else if host_routes && self.look_again.is_none() {
@@ -226,12 +251,43 @@ impl NetworkHalf {
         }
     }
 
+    /// Notes a failure, and returns how long to wait until the next attempt.
+    fn failed(&mut self, error: &anyhow::Error) -> Duration {
+        let text = message::of(error);
+        if self.retry.failures() == 0 {
+            self.events.own_trouble(EventReason::NetworkIncomplete, &text);
+        }
+        self.board.failed(status::Half::Network, "program", &text);
+        let wait = self.retry.failed();
+        warn!(again_in = ?wait, "the pod network is not complete: {text}");
+        wait
+    }
+
+    /// The next attempt takes nothing for granted.
+    fn doubt_everything(&mut self) {
+        self.try_again = None;
+        self.overlay.invalidate();
+        self.tables.invalidate();
+        self.look_again = Some(Instant::now());
+    }
+
     async fn program(&mut self) -> Result<()> {
-        self.look_at_host().await?;
-        let repairing = self.drifted && self.until_repair().is_none();
-        if repairing {
-            self.drifted = false;
+        if self.try_again.is_some() && until(self.try_again).is_none() {
+            self.doubt_everything();
+        }
+        match self.look_at_host().await {
+            Err(error) if self.host.is_none() || is_fatal(&error) => return Err(error),
+            // Peers are served by what was known of this machine.
+            Err(error) => self.note_host_trouble(&error),
+            Ok(()) => {}
+        }
+        let (overlay, tables) = (self.overlay_repair.is_due(), self.tables_repair.is_due());
+        // What others change before anything stands is nothing that was broken.
+        let repairing = (overlay || tables) && self.stands;
+        if overlay {
             self.overlay.invalidate();
+        }
+        if tables {
             self.tables.invalidate();
         }
         let started = Instant::now();
@@ -240,55 +296,94 @@ impl NetworkHalf {
         // One family, or one peer, that cannot be served does not keep the others from what they need.
         let report = self.netlink.run(&ops).await;
         self.tell_peers(touched, &report.failures);
-        let run = first_failure(report);
-        let written = self.tables.write(&self.config.network, self.overlay.masquerade()).await?;
+        let undone = report.failures.len() + report.skipped.len();
+        let refused = self.note_refusals(report, observed);
+        let written = self.tables.write(&self.config.network, self.overlay.masquerade()).await;
+        if let (Some(error), Err(_)) = (&refused, &written) {
+            warn!("{error}");
+        }
+        let written = written?;
         if let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) {
             subnet_file::write(&self.config.network.subnet_file, &content.render())?;
         }
-        let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
+        let (steps, took) =
+            (ops.len().saturating_sub(undone) + written, format!("{:.1?}", started.elapsed()));
         match (repairing, observed, steps) {
             (true, _, 0) => {}
             (true, _, steps) => {
                 self.tell_repairs(&ops, written);
-                self.repaired(steps, &took);
+                info!(steps, took, "what somebody else changed is as it was");
+                let overlay = if overlay && !ops.is_empty() { self.overlay_repair.repaired() } else { None };
+                let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
+                self.give_way(overlay.max(tables));
             }
+            (false, true, 0) if undone > 0 || self.stands => {}
             (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
             (false, true, steps) => info!(steps, took, "pod network programmed"),
             (false, false, 0) => {}
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
-        run?;
-        self.complete(started.elapsed())
-    }
-
-    /// Notes that everything stands, and lets the kubelet know.
-    fn complete(&mut self, took: Duration) -> Result<()> {
-        // Without a subnet, or the interface, nothing leads anywhere yet.
-        match self.overlay.subnet_env(self.config.network.masquerade) {
-            Some(_) => self.board.programmed(status::Half::Network, took),
-            None => self.board.waits(status::Half::Network),
+        match refused {
+            Some(error) if is_fatal(&error) => return Err(error),
+            // A peer that comes meanwhile, or a repair, does not wait for what is in the way of the rest.
+            Some(error) => {
+                self.lacking = true;
+                let wait = self.failed(&error);
+                self.try_again.get_or_insert(Instant::now() + wait);
+            }
+            None => self.lacking &= !observed,
         }
-        if self.conflist_written || self.overlay.masquerade().is_none() {
-            return Ok(());
-        }
-        let written = cni_files::write_conflist(&self.config.network.cni, &self.config.network.subnet_file)?;
-        self.conflist_written = true;
-        let Some(conflist) = written else { return Ok(()) };
-        if conflist.changed {
-            info!("{}: the kubelet may start pods", conflist.path.display());
-        }
-        if !conflist.host_ports {
-            warn!("plugin portmap is not installed: hostPort has no effect");
-        }
-        if let Some(other) = conflist.hidden_by {
-            warn!("{} comes before {}: remove it", other.display(), conflist.path.display());
+        if !self.lacking {
+            self.stands = true;
+            self.complete(started.elapsed()).await;
         }
         Ok(())
     }
 
+    /// Notes the peers' entries that the kernel refused, to be tried again; returns what was refused of this node's own
+    /// part, without which no peer is reached.
+    fn note_refusals(&mut self, report: Report, everything: bool) -> Option<anyhow::Error> {
+        let (of_peers, own): (Vec<_>, Vec<_>) =
+            report.failures.into_iter().partition(|failure| is_of_a_peer(&failure.op));
+        let texts: BTreeSet<String> = of_peers.iter().map(|failure| failure.error.to_string()).collect();
+        for text in texts.difference(&self.refused).take(10) {
+            warn!("{text}");
+        }
+        match everything {
+            true => self.refused = texts,
+            false => self.refused.extend(texts),
+        }
+        if !self.refused.is_empty() {
+            self.try_again.get_or_insert(Instant::now() + LONGEST_WAIT);
+        }
+        let mut own = own.into_iter().map(|failure| failure.error);
+        let first = own.next();
+        own.take(10).for_each(|error| warn!("{error}"));
+        first.map(Into::into)
+    }
+
+    /// Notes that everything stands, and lets the kubelet know.
+    async fn complete(&mut self, took: Duration) {
+        // Without a subnet, or the interface, nothing leads anywhere yet.
+        if !self.leads_somewhere() {
+            return self.board.waits(status::Half::Network);
+        }
+        self.board.programmed(status::Half::Network, took);
+        if !self.cni.install(&self.config.network).await {
+            self.try_again.get_or_insert(Instant::now() + CNI_INTERVAL);
+        }
+    }
+
+    /// Whether this node's subnet and interface are known.
+    fn leads_somewhere(&self) -> bool {
+        self.overlay.subnet_env(self.config.network.masquerade).is_some()
+    }
+
     /// What is to be done, and whether the kernel was looked at for it.
     async fn steps(&mut self) -> Result<(Vec<Op>, bool)> {
-        if let Some(blocking) = self.overlaps.iter().find(|overlap| overlap.severity() == Severity::Error) {
+        // What stands goes on: it worked before somebody else's route came, and peers depend on it.
+        let blocking = self.overlaps.iter().find(|overlap| overlap.severity() == Severity::Error);
+        if let Some(blocking) = blocking.filter(|_| !self.stands) {
             bail!("{blocking}");
         }
         if let Some(ops) = self.overlay.changes() {
@@ -307,12 +402,13 @@ impl NetworkHalf {
     /// which interface reaches the others, but where subnets are leased there is none.
     async fn look_at_host(&mut self) -> Result<()> {
         let is_known = self.own.is_some() || self.config.network.store() == Store::Etcd;
-        if !is_known || self.look_again.is_none() || self.until_look().is_some() {
+        if !is_known || self.look_again.is_none() || until(self.look_again).is_some() {
             return Ok(());
         }
         let choice = locate::choice(&self.config.network, &self.settings, self.own.as_ref())?;
         let host = self.netlink.host(&choice, &self.settings).await?;
         self.look_again = None;
+        self.host_trouble = None;
         let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref(), &self.service_ranges);
         for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
             match overlap.severity() {
@@ -335,28 +431,29 @@ impl NetworkHalf {
         Ok(())
     }
 
-    fn until_look(&self) -> Option<Duration> {
-        self.look_again?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    fn note_host_trouble(&mut self, error: &anyhow::Error) {
+        let text = message::of(error);
+        if self.host_trouble.as_ref() != Some(&text) {
+            warn!("{text}: what was known of this machine before holds");
+            self.events.own_trouble(EventReason::InterfaceUnusable, &text);
+        }
+        self.host_trouble = Some(text);
+        self.look_again = Some(Instant::now() + LONGEST_WAIT);
     }
 
-    /// How long a repair must wait, where one is due.
-    fn until_repair(&self) -> Option<Duration> {
-        self.contest.hold(self.started.elapsed()).filter(|_| self.drifted)
-    }
-
-    fn repaired(&mut self, steps: usize, took: &str) {
-        info!(steps, took, "what somebody else changed is as it was");
-        if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
+    /// Says so when repairs are to be made more seldom.
+    fn give_way(&self, wait: Option<Duration>) {
+        if let Some(wait) = wait {
             warn!(again_in = ?wait, "{CONTENDED}");
             self.events.own_trouble(EventReason::NetworkContended, CONTENDED);
         }
     }
 
     /// Tells the cluster how this node is reached, and that its network works if all of it does.
-    async fn announce(&mut self, complete: bool) -> Option<Duration> {
+    fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value)).collect();
-        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some()).await
+        self.announcer.announce(annotations, complete && self.own.is_some() && self.leads_somewhere())
     }
 
     fn report_problems(&mut self) {
@@ -373,13 +470,22 @@ impl NetworkHalf {
     }
 }
 
-fn first_failure(report: Report) -> Result<()> {
-    let mut failures = report.failures.into_iter();
-    let Some(first) = failures.next() else { return Ok(()) };
-    for failure in failures.take(10) {
-        warn!("{}", failure.error);
-    }
-    Err(first.error.into())
+/// How long it is until then, if that is to come.
+fn until(due: Option<Instant>) -> Option<Duration> {
+    due?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+}
+
+/// Whether the step concerns one peer alone.
+fn is_of_a_peer(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetNeighbour(..)
+            | Op::RemoveNeighbour(_)
+            | Op::SetFdb(..)
+            | Op::RemoveFdb(..)
+            | Op::SetRoute(..)
+            | Op::RemoveRoute(..)
+    )
 }
 
 /// Only more rights, or an nft to run, would help.

@@ -24,6 +24,8 @@ pub(crate) struct Status {
     pub halves: BTreeMap<String, HalfStatus>,
     pub own: Own,
     pub peers: usize,
+    /// Those of them that stand.
+    pub programmed_peers: usize,
     pub problems: Vec<Fault>,
     /// Entries that somebody else had changed and that were set right, by kind.
     pub repairs: BTreeMap<String, u64>,
@@ -59,7 +61,7 @@ pub(crate) struct NodeStatus {
 
 impl Status {
     pub(crate) fn of(state: &State, now: Instant) -> Self {
-        let Health { healthy, ready, why, .. } = Health::of(&state.halves, now);
+        let Health { healthy, ready, why, .. } = Health::of(state, now);
         let age = |then: Instant| now.duration_since(then).as_secs();
         let half = |(half, progress): (&super::board::Half, &super::board::Progress)| {
             let failing = progress.failing.as_ref();
@@ -83,6 +85,7 @@ impl Status {
             halves: state.halves.iter().map(half).collect(),
             own: state.own.clone(),
             peers: state.peers.len(),
+            programmed_peers: state.peers.values().filter(|peer| peer.programmed.is_some()).count(),
             problems: state.faults.iter().cloned().collect(),
             repairs: state.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         }

@@ -5,6 +5,7 @@ pub(crate) mod cleanup;
 mod dataplanes;
 mod departure;
 mod network;
+mod repair;
 mod restart;
 mod services;
 
@@ -15,7 +16,7 @@ use crate::stage::Stage;
 
 type Step = fn(&mut Stage<'_>, &Screen) -> Result<()>;
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     network::show_nodes,
     services::show,
     balance::show,
@@ -23,6 +24,7 @@ const STEPS: [Step; 9] = [
     departure::show_endpoint,
     departure::show_node,
     restart::show,
+    repair::show,
     dataplanes::show,
     cleanup::show,
 ];

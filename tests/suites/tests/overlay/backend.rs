@@ -22,10 +22,9 @@ fn n6_links_addresses_and_routes_are_flannels_also_with_another_vni_and_port() {
         reaches(&client, &web);
         assert!(packets.packets()? >= 8, "{} packets at port 4789", packets.packets()?);
         assert_eq!(lab.vxlan_packets()?, 0, "at port 8472");
-        for (name, local, network, length) in [
-            ("flannel.77", one.ipv4(), "10.77.1.0", 32),
-            ("flannel-v6.77", one.ipv6(), "fd77:0:0:1::", 128),
-        ] {
+        for (name, local, network, length) in
+            [("flannel.77", one.ipv4(), "10.77.1.0", 32), ("flannel-v6.77", one.ipv6(), "fd77:0:0:1::", 128)]
+        {
             let link = link(&one, name)?;
             let vxlan = &link["linkinfo"]["info_data"];
             assert_eq!(
@@ -65,6 +64,30 @@ fn n6_host_gw_carries_pods_packets_as_they_are() {
         assert_eq!(lab.vxlan_packets()?, 0);
         assert_eq!(link(&one, "flannel.1")?, Value::Null);
         await_in_subnet_env(&one, "FLANNEL_MTU=1500")
+    });
+}
+
+#[test]
+fn n6_a_peer_behind_a_router_is_named_by_host_gw_and_taken_up_when_it_is_a_neighbour() {
+    in_lab("overlay-host-gw-far", |lab| {
+        let (_cluster, [one, two]) = Cluster::of_nodes(lab)?;
+        let (client, (web, _server)) = (one.pod("client")?, two.serving_pod("web")?);
+        let host_gw = ["network.backend=host-gw"];
+        let _other = run(&two, &host_gw)?;
+        let routes = |verb: &str| {
+            let to = |to: IpAddr, via: &str| format!("route {verb} {to} via {via}\n");
+            one.ip(&(to(two.ipv4(), "192.0.2.1") + &to(two.ipv6(), "2001:db8::1")))
+        };
+        routes("add")?;
+        let podway = run(&one, &host_gw)?;
+        for address in [two.ipv4(), two.ipv6()] {
+            podway
+                .wait_for_log(&format!("its address {address} is no neighbour's on interface eth0"), SOON)?;
+        }
+        assert!(!KernelState::read(&one)?.mentions("10.77.2.0"), "a route to a node that is no neighbour");
+        routes("del")?;
+        reaches(&client, &web);
+        Ok(())
     });
 }
 
@@ -201,7 +224,10 @@ fn n16_checksums_are_the_kernels_where_that_is_set_and_behind_a_translator() {
         let podway = run(&one, &[])?;
         reaches(&client, &web);
         let offloaded = |node: &Member| {
-            ["flannel.1", "flannel-v6.1"].into_iter().map(|name| offload(node, name)).collect::<Result<Vec<_>>>()
+            ["flannel.1", "flannel-v6.1"]
+                .into_iter()
+                .map(|name| offload(node, name))
+                .collect::<Result<Vec<_>>>()
         };
         assert_eq!(offloaded(&two)?, [Some(false), Some(false)], "off");
         assert_eq!(offloaded(&one)?, [Some(true), Some(true)], "auto, with nothing known to be wrong");
@@ -223,10 +249,7 @@ fn n16_checksums_are_the_kernels_where_that_is_set_and_behind_a_translator() {
 
 /// Packets of pods over the underlay that are not in VXLAN, of both families.
 fn bare_packets(lab: &podway_testkit::Lab) -> Result<[podway_testkit::Counter; 2]> {
-    Ok([
-        lab.counter("bare-v4", "ip daddr 10.77.0.0/16")?,
-        lab.counter("bare-v6", "ip6 daddr fd77::/48")?,
-    ])
+    Ok([lab.counter("bare-v4", "ip daddr 10.77.0.0/16")?, lab.counter("bare-v6", "ip6 daddr fd77::/48")?])
 }
 
 /// Waits until the routes to the other of two nodes lead over these links.

@@ -113,9 +113,7 @@ fn n8_a_public_address_beside_an_interface_is_only_told_to_peers() {
 fn connect(one: &Host, two: &Host) -> Result<()> {
     one.ip(&format!("link add eth1 type veth peer name eth1 netns {}", two.netns()))?;
     for (host, [v4, v6]) in [one, two].into_iter().zip(CABLE) {
-        host.ip(&format!(
-            "addr add {v4}/24 dev eth1\naddr add {v6}/64 dev eth1 nodad\nlink set eth1 up"
-        ))?;
+        host.ip(&format!("addr add {v4}/24 dev eth1\naddr add {v6}/64 dev eth1 nodad\nlink set eth1 up"))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The pod network as one podway on each node makes it: real packets for every behaviour that docs/contract.md numbers
 //! from N1 to N23, where no other suite has them.
 
+mod attach;
 mod backend;
 mod interface;
 mod node;

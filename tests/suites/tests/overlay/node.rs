@@ -1,6 +1,8 @@
 //! What podway leaves on its own node: files, system settings, and what stays when it stops (N9, N19, N20, N22).
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow};
 use podway_suites::{Cluster, KernelState, Member, SOON, Source, await_answers};
@@ -10,7 +12,7 @@ use serde_json::Value;
 use crate::{PORT, link, reaches, run, ways_to};
 
 #[test]
-fn n9_subnet_env_is_flannels_byte_for_byte_and_complete_at_every_moment() {
+fn n9_subnet_env_is_flannels_byte_for_byte() {
     in_lab("overlay-subnet-env", |lab| {
         let (_cluster, [one]) = Cluster::of_nodes(lab)?;
         let path = one.subnet_file()?;
@@ -26,19 +28,46 @@ fn n9_subnet_env_is_flannels_byte_for_byte_and_complete_at_every_moment() {
                  FLANNEL_IPMASQ=false\n",
             ),
         ] {
-            let before = fs::read_to_string(&path).ok();
             let podway = run(&one, settings)?;
-            // Written beside it and renamed: whoever reads meanwhile sees the one or the other.
             eventually(SOON, "subnet.env as flannel writes it", || match fs::read_to_string(&path) {
                 Ok(text) if text == expected => Ok(()),
-                Ok(text) if Some(&text) == before.as_ref() => Err(anyhow!(text)),
-                Ok(text) => panic!("neither the old one nor the new one: {text}"),
+                Ok(text) => Err(anyhow!(text)),
                 Err(error) => Err(error.into()),
             });
             assert!(podway.stop()?.success());
             assert_eq!(fs::read_to_string(&path)?, expected, "it stays");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn n9_whoever_reads_subnet_env_while_it_changes_sees_the_old_one_or_the_new_one() {
+    in_lab("overlay-subnet-whole", |lab| {
+        let (_cluster, [one]) = Cluster::of_nodes(lab)?;
+        let _podway = run(&one, &[])?;
+        let path = one.subnet_file()?;
+        let text = fs::read_to_string(&path)?;
+        let whole = [text.clone(), text.replace("FLANNEL_MTU=1430", "FLANNEL_MTU=1330")];
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = BTreeSet::new();
+                while !done.load(Ordering::Relaxed) {
+                    seen.insert(fs::read_to_string(&path).unwrap_or_else(|error| error.to_string()));
+                }
+                seen
+            });
+            let changed = ["1330", "1430", "1330"].into_iter().try_for_each(|inner| {
+                one.ip(&format!("link set eth0 mtu {}", if inner == "1330" { 1400 } else { 1500 }))?;
+                crate::await_in_subnet_env(&one, &format!("FLANNEL_MTU={inner}"))
+            });
+            done.store(true, Ordering::Relaxed);
+            let seen = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            changed?;
+            assert_eq!(seen, whole.into());
+            Ok(())
+        })
     });
 }
 
@@ -93,7 +122,11 @@ fn n20_stopped_or_killed_podway_leaves_all_and_cleanup_takes_all() {
         let running = (KernelState::read(&one)?, fs::read(one.subnet_file()?)?, files(network.path())?);
         assert_eq!(running.2.len(), 1, "the CNI configuration: {:?}", running.2);
         let end = |podway: Process, kill: bool| -> Result<()> {
-            if kill { podway.kill9()? } else { podway.stop()? };
+            if kill {
+                podway.kill9()?
+            } else {
+                podway.stop()?
+            };
             running.0.assert_same(&KernelState::read(&one)?);
             assert_eq!((&running.1, &running.2), (&fs::read(one.subnet_file()?)?, &files(network.path())?));
             reaches(&client, &web);
@@ -105,7 +138,7 @@ fn n20_stopped_or_killed_podway_leaves_all_and_cleanup_takes_all() {
         cleanup.args(settings.iter().flat_map(|setting| ["--set", setting])).run()?;
         before.await_again_on(&one);
         assert!(!one.subnet_file()?.exists());
-        assert_eq!(files(network.path())?, Vec::<String>::new());
+        assert_eq!((files(network.path())?, files(plugins.path())?), (Vec::new(), Vec::new()));
         Ok(())
     });
 }
@@ -148,7 +181,7 @@ fn n6_n7_pods_of_ipv6_alone_over_nodes_of_ipv6_alone() {
         let cluster = Cluster::over(lab, Source::Directory)?;
         let members = [cluster.unpublished_member(1)?, cluster.unpublished_member(2)?];
         for member in &members {
-            member.ip("-4 addr flush dev eth0")?;
+            member.ip(&format!("addr del {}/24 dev eth0", member.ipv4()))?;
             let node = manifests::node(member.name()).pod_cidrs([&member.subnets()[1]]);
             cluster.publish(member.name(), node.internal_ips([member.ipv6()]))?;
         }

@@ -1,5 +1,7 @@
 //! Peers that change, and peers that cannot be used (N5, N6, N12).
 
+use std::time::{Duration, Instant};
+
 use anyhow::anyhow;
 use podway_suites::{Cluster, KernelState, Member, SOON, await_no_trace_of};
 use podway_testkit::{eventually, in_lab, manifests};
@@ -50,6 +52,37 @@ fn n12_a_node_with_another_mac_is_reached_and_its_old_entries_go() {
 }
 
 #[test]
+fn n12_n17_of_two_thousand_nodes_one_that_changes_costs_its_own_entries_and_is_followed_within_a_second() {
+    in_lab("overlay-many", |lab| {
+        let (cluster, [one]) = Cluster::of_nodes(lab)?;
+        cluster
+            .publish("many", (0..2000).map(|number| far_node(number, 0).to_string()).collect::<String>())?;
+        let podway = run(&one, &["network.podNetworks=[10.64.0.0/10, \"fd77::/48\"]"])?;
+        let routes = one.command("ip").args(["-6", "route", "show", "dev", "flannel-v6.1"]).run()?;
+        assert!(routes.lines().count() >= 2000, "{} routes", routes.lines().count());
+        let mut waits = Vec::new();
+        for round in 1..6 {
+            let said = podway.log().len();
+            let published = Instant::now();
+            cluster.publish("extra", far_node(2000, round))?;
+            let address = format!("198.18.200.{round}");
+            eventually(SOON, "the node is followed", || {
+                let entries = one.command("bridge").args(["fdb", "show", "dev", "flannel.1"]).run()?;
+                if entries.contains(&address) { Ok(()) } else { Err(anyhow!("no entry for {address}")) }
+            });
+            waits.push(published.elapsed());
+            let log = podway.log();
+            let steps = log[said..].lines().filter(|line| line.contains("podway_netlink::run: step")).count();
+            assert!((1..=8).contains(&steps), "{steps} steps for one node\n{}", &log[said..]);
+        }
+        waits.sort();
+        // Two thousand manifests are read again each time, by a program that is not optimised.
+        assert!(waits[2] < Duration::from_secs(2), "{waits:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn n5_n6_peers_with_bad_annotations_or_another_backend_are_skipped_and_named_and_taken_up_when_right() {
     in_lab("overlay-bad-peers", |lab| {
         let (cluster, [one, two]) = Cluster::of_nodes(lab)?;
@@ -80,8 +113,13 @@ fn n5_n6_peers_with_bad_annotations_or_another_backend_are_skipped_and_named_and
         let added = KernelState::read(&one)?;
         for line in added.beyond(&before) {
             // The family that is right goes on.
-            assert!(line.contains("fd77") || line.contains("10.77.8.0") || line.contains("10.77.12.0")
-                || line.contains("ee:00:00:00:00"), "{line}");
+            assert!(
+                line.contains("fd77")
+                    || line.contains("10.77.8.0")
+                    || line.contains("10.77.12.0")
+                    || line.contains("ee:00:00:00:00"),
+                "{line}"
+            );
         }
 
         let three = cluster.unpublished_member(3)?;
@@ -99,6 +137,15 @@ fn n5_n6_peers_with_bad_annotations_or_another_backend_are_skipped_and_named_and
         assert!(podway.is_running());
         Ok(())
     });
+}
+
+/// A Node that is nowhere, with a subnet and an address of its own.
+fn far_node(number: u16, round: u8) -> manifests::Node {
+    let [high, low] = number.to_be_bytes();
+    let address = if round == 0 { format!("198.18.{high}.{low}") } else { format!("198.18.200.{round}") };
+    manifests::node(&format!("far-{number}"))
+        .pod_cidrs([format!("10.{}.{low}.0/24", 100 + high), format!("fd77:0:0:{:x}::/64", 0x1000 + number)])
+        .internal_ips([address, format!("2001:db8:1::{number:x}")])
 }
 
 /// A Node of which nothing runs, and whose annotation `key` is `value`.
