@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
@@ -85,6 +86,8 @@ pub(crate) struct NetworkHalf {
     host_trouble: Option<String>,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
+    /// Addresses of Services, as far as they were told.
+    service_ranges: Vec<IpNet>,
     cni: Cni,
     retry: Retry,
 }
@@ -137,6 +140,7 @@ impl NetworkHalf {
             try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
+            service_ranges: Vec::new(),
             cni: Cni::begin(&config.network),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
@@ -155,6 +159,12 @@ impl Half for NetworkHalf {
             }
             NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
             NetworkEvent::Node(name, node) => self.overlay.apply(&name, node.as_ref()),
+            NetworkEvent::ServiceCidrs(ranges) if ranges == self.service_ranges => {}
+            NetworkEvent::ServiceCidrs(ranges) => {
+                self.overlay.set_service_ranges(&ranges);
+                self.service_ranges = ranges;
+                self.look_again = Some(Instant::now());
+            }
         }
     }
 
@@ -397,7 +407,7 @@ impl NetworkHalf {
         let host = self.netlink.host(&choice, &self.settings).await?;
         self.look_again = None;
         self.host_trouble = None;
-        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref());
+        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref(), &self.service_ranges);
         for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
             match overlap.severity() {
                 Severity::Error => error!("{overlap}"),
