@@ -22,6 +22,8 @@ pub trait Nft {
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error>;
     /// The same without elements.
     async fn list_rules(&mut self, table: &str) -> Result<Option<String>, Error>;
+    /// Lists every table there is with its handle as JSON, without what is in it.
+    async fn list_tables(&mut self) -> Result<String, Error>;
     /// Lists every chain there is as JSON, without rules.
     async fn list_chains(&mut self) -> Result<String, Error>;
     /// Lists a chain (`ip filter FORWARD`) with its rules as JSON; `None` if there is none.
@@ -65,9 +67,12 @@ impl Nft for NftProcess {
         self.list(&["-j", "-t", "list", "table"], table).await
     }
 
+    async fn list_tables(&mut self) -> Result<String, Error> {
+        self.list_all(&["-j", "-a", "list", "tables"]).await
+    }
+
     async fn list_chains(&mut self) -> Result<String, Error> {
-        let words = ["-j", "-t", "list", "chains"];
-        self.run(&words, b"").await?.map_err(|it| it.into_error(&words.join(" ")))
+        self.list_all(&["-j", "-t", "list", "chains"]).await
     }
 
     async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error> {
@@ -95,6 +100,10 @@ impl NftProcess {
     /// The ids of its runs, shared with its clones.
     pub(crate) fn children(&self) -> Children {
         self.children.clone()
+    }
+
+    async fn list_all(&self, words: &[&str]) -> Result<String, Error> {
+        self.run(words, b"").await?.map_err(|it| it.into_error(&words.join(" ")))
     }
 
     async fn list(&self, words: &[&str], what: &str) -> Result<Option<String>, Error> {

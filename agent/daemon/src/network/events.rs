@@ -59,7 +59,13 @@ impl Events {
     }
 
     fn is_party(&self, reason: &Reason) -> bool {
-        matches!(reason, Reason::SubnetTaken { by, .. } | Reason::MacTaken { by, .. } if *by == self.node)
+        match reason {
+            Reason::SubnetTaken { by: other, .. }
+            | Reason::MacTaken { by: other, .. }
+            | Reason::SubnetCovers { of: other, .. }
+            | Reason::AddressInSubnet { of: other, .. } => *other == self.node,
+            _ => false,
+        }
     }
 
     fn speaks_for_all(&self, overlay: &Overlay) -> bool {

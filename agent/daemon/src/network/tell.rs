@@ -21,7 +21,8 @@ impl NetworkHalf {
         let failed = Failed::of(failures);
         let mtu = self.overlay.pod_mtu().map(Mtu::get);
         let problems = self.overlay.problems();
-        let left_out = problems.iter().map(|problem| (&*problem.node, &problem.reason)).collect();
+        let grave = problems.iter().filter(|problem| !problem.reason.is_warning());
+        let left_out = grave.map(|problem| (&*problem.node, &problem.reason)).collect();
         match touched {
             Some(names) => names.iter().for_each(|name| self.tell_peer(name, mtu, &left_out, &failed)),
             None => {
