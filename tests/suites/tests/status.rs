@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use podway_suites::{Cluster, Dataplane, Member, SOON, Source};
 use podway_testkit::{Output, in_lab, within};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const HEALTH: &str = "http://127.0.0.1:10256";
 const METRICS: &str = "http://127.0.0.1:10249/metrics";
@@ -106,6 +106,37 @@ fn n15_readyz_turns_with_the_first_programming_and_metrics_count() {
             }
         })?;
         drop((podway, two));
+        Ok(())
+    });
+}
+
+#[test]
+fn s24_an_api_server_that_is_away_stands_in_the_status_until_it_answers_and_nothing_is_unhealthy() {
+    in_lab("status-away", |lab| {
+        let cluster = Cluster::over(lab, Source::Kube)?;
+        let (one, two) = (cluster.member(1)?, cluster.member(2)?);
+        let _podway = one.podway(Dataplane::Nftables)?;
+        let status =
+            || -> Result<Value> { Ok(serde_json::from_str(&ask(&one, "status", &["-o", "json"])?.stdout)?) };
+        let before = status()?;
+        assert_eq!((&before["why"], &before["own"]["store"]), (&json!([]), &json!("kube")), "{before}");
+        cluster.control_plane().stop()?;
+        within(SOON, "it is named", || match status()? {
+            away if away["why"].to_string().contains("API server https://") => Ok(()),
+            other => Err(anyhow!("{other}")),
+        })?;
+        let away = ask(&one, "status", &[])?;
+        assert_eq!(away.status.code(), Some(4), "{}", away.stdout);
+        for page in ["healthz", "readyz", "livez"] {
+            assert_eq!(get(&one, &format!("{HEALTH}/{page}"))?.0, 200, "{page}");
+        }
+        assert!(get(&one, METRICS)?.1.contains("podway_server_lost_seconds{server=\"API server https://"));
+        cluster.control_plane().start()?;
+        within(2 * SOON, "it answers again", || match status()? {
+            back if back["why"] == json!([]) => Ok(()),
+            other => Err(anyhow!("{other}")),
+        })?;
+        drop(two);
         Ok(())
     });
 }

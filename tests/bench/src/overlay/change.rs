@@ -13,7 +13,7 @@ use super::peers::Peers;
 use super::usage;
 
 /// Changes measured, one after the other.
-const CHANGES: u8 = 50;
+pub(super) const CHANGES: u16 = 200;
 
 /// More than any daemon takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +28,8 @@ pub(super) struct Changes {
     pub(super) median: Duration,
     /// See `median`.
     pub(super) p99: Duration,
+    /// How many of [`CHANGES`] were in the kernel before our own watcher had its event; each counts as no time at all.
+    pub(super) ahead: usize,
     /// Processor time of the daemon.
     pub(super) processor: Duration,
 }
@@ -42,32 +44,35 @@ pub(super) fn measure(
     let events = watch_events(plane)?;
     let mut kernel = Monitor::start(node)?;
     // Both are listening only when they have heard something.
-    let round = u8::try_from(process.id() % 200).unwrap_or_default();
+    let round = peers.new_round();
     change(peers, 0, round, &events, &kernel)?;
     let before = usage::processor(process.id())?;
     let mut delays = Vec::new();
-    for number in 1..=u16::from(CHANGES) {
+    for number in 1..=CHANGES {
         delays.push(change(peers, number, round, &events, &kernel)?);
         thread::sleep(PAUSE);
     }
     let processor = (usage::processor(process.id())? - before) / u32::from(CHANGES);
     kernel.stop();
+    let ahead = delays.iter().filter(|delay| delay.is_none()).count();
+    let mut delays: Vec<Duration> = delays.into_iter().map(Option::unwrap_or_default).collect();
     delays.sort();
-    Ok(Changes { median: delays[delays.len() / 2], p99: delays[delays.len() - 1], processor })
+    let p99 = delays[delays.len() * 99 / 100 - 1];
+    Ok(Changes { median: delays[delays.len() / 2], p99, ahead, processor })
 }
 
+/// From the event until the entry; `None` if the entry was there first.
 fn change(
     peers: &Peers<'_>,
     number: u16,
     round: u8,
     events: &Receiver<(Instant, String)>,
     kernel: &Monitor,
-) -> Result<Duration> {
-    peers.re_address(number, round)?;
-    let address = format!("198.19.{round}.{}", number % 250 + 1);
+) -> Result<Option<Duration>> {
+    let address = peers.re_address(number, round)?;
     let told = wait_for(events, &format!("\"{address}\"")).context("watch event")?;
     let done = wait_for(&kernel.lines, &format!("dst {address} ")).context("FDB entry in the kernel")?;
-    Ok(done.saturating_duration_since(told))
+    Ok(done.checked_duration_since(told))
 }
 
 fn wait_for(lines: &Receiver<(Instant, String)>, text: &str) -> Result<Instant> {

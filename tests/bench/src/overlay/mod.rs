@@ -5,6 +5,7 @@ mod change;
 mod data_path;
 mod peers;
 mod programming;
+mod standing;
 mod usage;
 
 use std::fs;
@@ -72,6 +73,7 @@ fn control(sizes: impl IntoIterator<Item = u16>) -> Result<String> {
         "warm restart, ms",
         "change p50, ms",
         "p99, ms",
+        "ahead",
         "CPU a change, ms",
         "RSS, MB",
         "CPU from start, s",
@@ -105,6 +107,7 @@ fn control(sizes: impl IntoIterator<Item = u16>) -> Result<String> {
                 ms(measured.warm),
                 ms(measured.change.median),
                 ms(measured.change.p99),
+                measured.change.ahead.to_string(),
                 format!("{:.2}", measured.change.processor.as_secs_f64() * 1e3),
                 format!("{:.1}", measured.resident as f64 / 1e6),
                 format!("{:.2}", measured.processor.as_secs_f64()),
@@ -136,18 +139,23 @@ fn data() -> Result<String> {
 }
 
 fn page(report: &str) -> String {
+    let built = if cfg!(debug_assertions) { " podway was not built for release." } else { "" };
     format!(
-        "# Pod network\n\nWritten by `cargo xtask bench overlay --save` on: {}.\n\n{report}\n\
+        "# Pod network\n\nWritten by `cargo xtask bench overlay --save` on: {}.{built}\n\n{report}\n\
          Peers are Nodes in a real kube-apiserver, with podCIDRs and flannel's annotations; podway and flanneld each \
-         run on a node of their own and see the same ones. *First to last* is the time from the first route to a peer \
-         until all of them stand, each with its neighbour and FDB entry; *start to last* begins with the process. A \
-         *warm restart* is kill -9 and a start that finds everything in place: until the daemon is done (podway) or \
-         has its routes written once more (flanneld). A *change* is the patch of one peer's address: from the watch \
-         event, as a watcher beside the daemon receives it, until the kernel tells of the new FDB entry. Ratios are to \
+         run on a node of their own and see the same ones. *First to last* is the time from the first entry for any \
+         peer, be it neighbour, FDB entry or route, until every peer has all three, as the kernel notifies of them; \
+         *start to last* begins with the process. A *warm restart* is kill -9 and a start that finds everything in \
+         place: until podway has compared all of it and says so, or until flanneld, which says nothing at its end, has \
+         named the last peer, right before it writes that peer's entries once more. A *change* is the patch of one \
+         peer's address: from the watch event, as a watcher beside the daemon receives it, until the kernel tells of \
+         the new FDB entry, over {changes} patches one after the other. *Ahead* of them were in the kernel before \
+         the watcher itself had its event; these count as 0 ms. Ratios are to \
          podway's row.\n\n\
          The data path joins two pods on two nodes: *bare* has the VXLAN device, one route, neighbour and FDB entry set \
          by hand and nothing else; podway and flannel run their daemons with masquerading on, flannel's pods behind a \
          bridge as its CNI configuration has it, the others routed. Medians of interleaved rounds.\n",
         machine::describe(),
+        changes = change::CHANGES,
     )
 }

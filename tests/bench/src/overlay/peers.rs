@@ -1,5 +1,7 @@
 //! Simulated peers: Nodes with podCIDRs and flannel's annotations, without machines behind them.
 
+use std::cell::Cell;
+use std::net::Ipv4Addr;
 use std::thread;
 
 use anyhow::{Result, anyhow};
@@ -16,11 +18,12 @@ const WRITERS: u16 = 8;
 pub(super) struct Peers<'plane> {
     plane: &'plane ControlPlane,
     pub(super) count: u16,
+    round: Cell<u8>,
 }
 
 impl<'plane> Peers<'plane> {
     pub(super) fn new(plane: &'plane ControlPlane) -> Self {
-        Self { plane, count: 0 }
+        Self { plane, count: 0, round: Cell::new(0) }
     }
 
     /// Adds those that are missing.
@@ -44,12 +47,34 @@ impl<'plane> Peers<'plane> {
         Ok(())
     }
 
-    /// Moves a peer to another underlay address, which nobody has.
-    pub(super) fn re_address(&self, number: u16, round: u8) -> Result<()> {
+    /// A number that no address has been made of so far.
+    pub(super) fn new_round(&self) -> u8 {
+        self.round.replace(self.round.get() + 1)
+    }
+
+    /// Moves a peer, one of the first 250, to another underlay address, which nobody has; returns it.
+    pub(super) fn re_address(&self, number: u16, round: u8) -> Result<String> {
         let address = format!("198.19.{round}.{}", number % 250 + 1);
         let patch =
             json!({ "metadata": { "annotations": { "flannel.alpha.coreos.com/public-ip": address } } });
-        self.plane.request("PATCH", &format!("/api/v1/nodes/peer-{number}"), &patch).map(drop)
+        self.plane.request("PATCH", &format!("/api/v1/nodes/peer-{number}"), &patch)?;
+        Ok(address)
+    }
+}
+
+/// The number of the peer with this MAC.
+pub(super) fn of_mac(mac: &[u8]) -> Option<u16> {
+    match mac {
+        [0x0a, 0, 0, 0, high, low] => Some(u16::from_be_bytes([*high, *low])),
+        _ => None,
+    }
+}
+
+/// The number of the peer with this subnet, if it is a peer's.
+pub(super) fn of_subnet(subnet: Ipv4Addr) -> Option<u16> {
+    match subnet.octets() {
+        [10, high, low, 0] => Some(u16::from_be_bytes([high, low])),
+        _ => None,
     }
 }
 
