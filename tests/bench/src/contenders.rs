@@ -10,6 +10,9 @@ use podway_testkit::{ControlPlane, Node, Process, binary, reference, within};
 /// Reading a large cluster takes seconds; a busy machine takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Where podway claims subnets, as manifests/podway.yaml makes it.
+pub(crate) const CLAIMS: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: podway-subnets}}";
+
 /// podway with these settings besides those that one node of several on one machine must have for itself. Returns
 /// before it has programmed anything.
 pub(crate) fn podway(node: &Node, fields: &[String]) -> Result<Process> {

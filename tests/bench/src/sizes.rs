@@ -97,6 +97,7 @@ impl Measured {
         let plane =
             during(&format!("starting a kube-apiserver with {}", services_in_words()), || -> Result<_> {
                 let plane = lab.control_plane()?;
+                plane.apply(contenders::CLAIMS)?;
                 clusters::services().try_for_each(|service| plane.apply(service))?;
                 Ok(plane)
             })?;

@@ -105,9 +105,16 @@ fn n23_a_nodes_address_among_the_pods_is_named_and_a_subnet_that_would_cut_it_of
         assert!(routes()?.contains("10.77.9.0/24"), "{}", routes()?);
 
         cluster.publish("late", peer("late", "192.0.2.77", "10.77.200.0/24"))?;
-        podway.wait_for_log("Node late: subnet 10.77.200.0/24 contains 10.77.200.9, the address of Node vpc", SOON)?;
+        podway.wait_for_log(
+            "Node late: subnet 10.77.200.0/24 contains 10.77.200.9, the address of Node vpc",
+            SOON,
+        )?;
         let routes = routes()?;
-        assert!(routes.contains("10.77.9.0/24") && routes.contains("10.77.2.0/24"), "{routes} on {}", two.name());
+        assert!(
+            routes.contains("10.77.9.0/24") && routes.contains("10.77.2.0/24"),
+            "{routes} on {}",
+            two.name()
+        );
         assert!(!routes.contains("10.77.200.0/24"), "{routes}");
         Ok(())
     });

@@ -226,6 +226,8 @@ fn s42_the_rights_of_manifests_podway_yaml_are_enough_and_no_more_than_that() {
             ("list", "services", true),
             ("watch", "endpointslices", true),
             ("watch", "nodes", true),
+            ("watch", "servicecidrs", true),
+            ("create", "servicecidrs", false),
             ("patch", "nodes/status", true),
             ("patch", "nodes", true),
             ("update", "nodes/status", false),
@@ -361,7 +363,11 @@ fn start_as(node: &Member, kubeconfig: &Path) -> Result<Process> {
 /// Whether RBAC lets podway's ServiceAccount do this.
 fn may(plane: &ControlPlane, verb: &str, resource: &str) -> Result<bool> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-    let group = if resource == "endpointslices" { "discovery.k8s.io" } else { "" };
+    let group = match resource {
+        "endpointslices" => "discovery.k8s.io",
+        "servicecidrs" => "networking.k8s.io",
+        _ => "",
+    };
     let attributes =
         json!({ "verb": verb, "group": group, "resource": resource, "subresource": subresource });
     let review = json!({

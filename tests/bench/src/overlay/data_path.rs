@@ -57,6 +57,7 @@ impl DataPath {
     pub(super) fn new_measured() -> Result<Self> {
         let lab = Lab::new("bench-overlay-path")?;
         let plane = lab.control_plane()?;
+        plane.apply(contenders::CLAIMS)?;
         let mut pairs = [
             Pair::new(&lab, "bare VXLAN", 10)?,
             Pair::new(&lab, "podway", 20)?,

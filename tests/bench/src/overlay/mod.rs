@@ -81,6 +81,7 @@ fn control(sizes: impl IntoIterator<Item = u16>) -> Result<String> {
     let mut table = Table::new(&heading, 2);
     let lab = Lab::new("bench-overlay")?;
     let plane = during("starting a kube-apiserver", || lab.control_plane())?;
+    plane.apply(crate::contenders::CLAIMS)?;
     let nodes = [("podway", lab.node("node-1")?), ("flanneld", lab.node("node-2")?)];
     let mut peers = Peers::new(&plane);
     for (number, (_, node)) in (1..).zip(&nodes) {
