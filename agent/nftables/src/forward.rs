@@ -95,7 +95,8 @@ impl<N: Nft> Forwarding<N> {
 
     /// Puts rules that accept packets from and to these networks into every forward chain of others that would drop
     /// them, directly before it does, and takes away those that are of no use any more. What others deny on a condition
-    /// stays denied: ours are moved behind it. Costs a list of all chains, and one of each forward chain.
+    /// stays denied: ours are moved behind it. Costs a list of all chains, and for each forward chain one of it and one
+    /// of all tables.
     pub async fn apply(&mut self, pod_networks: &[IpNet]) -> Result<ForwardReport, Error> {
         self.looked_at = None;
         let passes = Pass::all(pod_networks);
