@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use podway_overlay::Node;
 use podway_proxy::{EndpointSlice, ObjectName, Service};
 
@@ -17,6 +18,8 @@ pub enum Event {
     EndpointSlice(ObjectName, Option<EndpointSlice>),
     /// A Node appeared, changed or went.
     Node(Arc<str>, Option<Node>),
+    /// A ServiceCIDR appeared, changed or went: addresses that Services may get.
+    ServiceCidr(Arc<str>, Option<Vec<IpNet>>),
     /// What could be read of the first list of a kind is through, and some could not: a file is broken, unreadable or
     /// being written. What was told may be programmed; what was not told may exist, so nothing may be removed for
     /// it. Sent at most once a kind and only before [`Event::Synced`]; an API server's lists are whole or not told.
@@ -45,6 +48,8 @@ pub enum Kind {
     EndpointSlice,
     /// Nodes.
     Node,
+    /// ServiceCIDRs; a cluster that does not have them is synced without any.
+    ServiceCidr,
 }
 
 /// Input that could not be used, named so that its owner can mend it.

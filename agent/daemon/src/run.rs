@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use podway_cluster::{DirectoryConfig, EtcdStore, Event, Kind, Nodes, Source, SourceConfig, Wanted};
 use podway_nftables::{Nft, NftProcess, Services};
 use podway_overlay::{LeaseAttributes, NetConf, Overlay, Peering};
@@ -21,6 +22,7 @@ use crate::network::{
     Announcer, Events, NetworkHalf, Parts, Store, Subnets, lease, overlay_settings, peering,
 };
 use crate::privilege::require_net_admin;
+use crate::service_cidrs::ServiceCidrs;
 use crate::services::{Bpf, ServiceHalf};
 use crate::status::{self, Board};
 
@@ -99,11 +101,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     let mut feeds = tokio::task::JoinSet::new();
     for Feed { from, of } in sources {
-        let to =
-            Listeners { network: listeners.network.clone().filter(|_| of == Of::Both), ..listeners.clone() };
         let (sender, events) = mpsc::channel(QUEUE);
         feeds.spawn_local(from.run(sender));
-        feeds.spawn_local(dispatch(events, config.clone(), to));
+        feeds.spawn_local(dispatch(events, config.clone(), listeners.clone(), of));
     }
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -165,7 +165,7 @@ impl Leased {
         let (sender, told) = mpsc::channel(QUEUE);
         let net_conf = tokio::select! {
             conf = usable(&store, &config, &sender) => conf,
-            () = dispatch(told, config.clone(), to.clone()) => bail!("nobody asks etcd any more"),
+            () = dispatch(told, config.clone(), to.clone(), Of::Both) => bail!("nobody asks etcd any more"),
             _ = stop.changed() => return Ok(()),
         };
         net_conf::apply(&mut config.network, &net_conf);
@@ -188,7 +188,7 @@ impl Leased {
             let (sender, told) = mpsc::channel(QUEUE);
             // Services know their own Node from elsewhere.
             let network = Listeners { services: None, ..to.clone() };
-            tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network));
+            tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network, Of::Both));
             bail!("following etcd ended by itself")
         };
         tokio::select! {
@@ -229,10 +229,12 @@ enum Of {
 /// The sources with what each is asked for: the one of the cluster, and one of Nodes where those come from files.
 async fn sources(config: &Config) -> Result<Vec<Feed>> {
     let services = config.services.enabled;
+    let service_cidrs = config.network.enabled;
     let own = || Nodes::Only(config.node_name.as_str().into());
     let of_network = if config.network.enabled { Nodes::All } else { own() };
     let cluster = async |nodes, of| -> Result<Feed> {
-        Ok(Feed { from: Source::open(&config.source, &Wanted { services, nodes }).await?, of })
+        let wanted = Wanted { services, nodes, service_cidrs };
+        Ok(Feed { from: Source::open(&config.source, &wanted).await?, of })
     };
     match config.network.store() {
         Store::Nodes => Ok(vec![cluster(of_network, Of::Both).await?]),
@@ -240,7 +242,8 @@ async fn sources(config: &Config) -> Result<Vec<Feed>> {
         Store::Etcd => Ok(Vec::new()),
         Store::Static => {
             let files = DirectoryConfig { path: config.network.nodes.clone() };
-            let wanted = Wanted { services: false, nodes: of_network };
+            // The cluster's own say counts, where there is one.
+            let wanted = Wanted { services: false, nodes: of_network, service_cidrs: !services };
             let from = Source::open(&SourceConfig::Directory(files), &wanted).await?;
             let nodes = Feed { from, of: Of::Both };
             Ok(match services {
@@ -283,6 +286,8 @@ pub(crate) enum NetworkEvent {
     Node(std::sync::Arc<str>, Option<podway_overlay::Node>),
     /// So much of the Nodes that there were at the start is through.
     Listed(Listed),
+    /// Services may get addresses of these ranges.
+    ServiceCidrs(Vec<IpNet>),
 }
 
 /// What the service half is told.
@@ -331,7 +336,13 @@ impl Listeners {
     }
 }
 
-async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listeners) {
+async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listeners, of: Of) {
+    let mut service_cidrs = ServiceCidrs::default();
+    let network = |event| {
+        if of == Of::Both {
+            to.network(event);
+        }
+    };
     while let Some(event) = events.recv().await {
         match event {
             Event::Problem(problem) => {
@@ -341,11 +352,16 @@ async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listene
                 if *name == *config.node_name {
                     to.change(podway_proxy::Event::Node(context(&config, node.as_ref())));
                 }
-                to.network(NetworkEvent::Node(name, node));
+                network(NetworkEvent::Node(name, node));
             }
+            Event::ServiceCidr(name, cidrs) => {
+                to.network(NetworkEvent::ServiceCidrs(service_cidrs.apply(name, cidrs)));
+            }
+            // Nothing waits for them.
+            Event::Partial(Kind::ServiceCidr) | Event::Synced(Kind::ServiceCidr) => {}
             Event::Contact { server, lost } => to.board.contact(server, lost),
-            Event::Partial(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Partly)),
-            Event::Synced(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Fully)),
+            Event::Partial(Kind::Node) => network(NetworkEvent::Listed(Listed::Partly)),
+            Event::Synced(Kind::Node) => network(NetworkEvent::Listed(Listed::Fully)),
             Event::Partial(kind) => to.services(ServiceEvent::Listed(kind, Listed::Partly)),
             Event::Synced(kind) => to.services(ServiceEvent::Listed(kind, Listed::Fully)),
             Event::Service(name, service) => to.change(podway_proxy::Event::Service(name, service)),

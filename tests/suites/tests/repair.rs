@@ -216,7 +216,7 @@ fn n13_n14_a_strangers_route_in_the_way_of_one_peer_stays_and_holds_up_no_other(
         let before = Snapshot::of(&site.one)?;
         let theirs = "route replace 10.77.2.0/24 via 192.0.2.1 proto 77";
         site.one.ip(theirs)?;
-        podway.wait_for_log("the pod network is not complete", SOON)?;
+        podway.wait_for_log("there is a route of somebody else", SOON)?;
         // It is tried again every five seconds by now.
         std::thread::sleep(Duration::from_secs(7));
         assert!(KernelState::read(&site.one)?.mentions("10.77.2.0/24 via 192.0.2.1 dev eth0 proto 77"));
@@ -330,7 +330,7 @@ fn n13_an_interface_that_is_taken_away_and_made_anew_has_its_links_again() {
         let podway = site.one.podway(Dataplane::Nftables)?;
         let before = Snapshot::of(&site.one)?;
         site.one.ip("link del eth0")?;
-        podway.wait_for_log("the pod network is not complete", SOON)?;
+        podway.wait_for_log("there is a route of somebody else", SOON)?;
         site.one.reconnect()?;
         // Which has another MAC now; all else is of the pod network.
         within(SOON, "the links and what is on them are as they were", || {

@@ -110,7 +110,7 @@ impl Contact {
     }
 
     /// Notes that a list or watch works. Says so in the log when it was the last that did not.
-    fn answered(&self, kind: Kind, now: Instant) {
+    pub(super) fn answered(&self, kind: Kind, now: Instant) {
         let mut state = self.state();
         state.failing.remove(&kind);
         if !state.failing.is_empty() {
@@ -203,6 +203,7 @@ fn listed_kind(request: &Request<Body>) -> Option<Kind> {
         "services" => Some(Kind::Service),
         "endpointslices" => Some(Kind::EndpointSlice),
         "nodes" => Some(Kind::Node),
+        "servicecidrs" => Some(Kind::ServiceCidr),
         _ => None,
     }
 }

@@ -1,4 +1,5 @@
-//! The CNI plugin and its network configuration, put in place once the network works (contract N11).
+//! The CNI plugin, put in place at the start, and its network configuration, put in place once the network works
+//! (contract N11).
 
 use tracing::{info, warn};
 
@@ -14,6 +15,15 @@ pub(super) struct Cni {
 }
 
 impl Cni {
+    /// Installs the plugin, which is of no use to anybody before the configuration.
+    pub(super) fn begin(network: &NetworkConfig) -> Self {
+        let mut cni = Self::default();
+        if let Err(error) = cni_files::install_plugin(&network.cni) {
+            cni.note(&error);
+        }
+        cni
+    }
+
     /// Installs the plugin, then the configuration, unless both are in place; whether they are.
     pub(super) async fn install(&mut self, network: &NetworkConfig) -> bool {
         if self.installed {
@@ -21,15 +31,17 @@ impl Cni {
         }
         match put_in_place(network).await {
             Ok(()) => (self.installed, self.trouble) = (true, None),
-            Err(error) => {
-                let text = message::of(&error);
-                if self.trouble.as_ref() != Some(&text) {
-                    warn!("the CNI plugin is not installed: {text}");
-                }
-                self.trouble = Some(text);
-            }
+            Err(error) => self.note(&error),
         }
         self.installed
+    }
+
+    fn note(&mut self, error: &anyhow::Error) {
+        let text = message::of(error);
+        if self.trouble.as_ref() != Some(&text) {
+            warn!("the CNI plugin is not installed: {text}");
+        }
+        self.trouble = Some(text);
     }
 
     /// Why it is not in place.

@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
@@ -85,6 +86,8 @@ pub(crate) struct NetworkHalf {
     host_trouble: Option<String>,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
+    /// Addresses of Services, as far as they were told.
+    service_ranges: Vec<IpNet>,
     cni: Cni,
     retry: Retry,
 }
@@ -137,7 +140,8 @@ impl NetworkHalf {
             try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
-            cni: Cni::default(),
+            service_ranges: Vec::new(),
+            cni: Cni::begin(&config.network),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
         })
@@ -155,6 +159,12 @@ impl Half for NetworkHalf {
             }
             NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
             NetworkEvent::Node(name, node) => self.overlay.apply(&name, node.as_ref()),
+            NetworkEvent::ServiceCidrs(ranges) if ranges == self.service_ranges => {}
+            NetworkEvent::ServiceCidrs(ranges) => {
+                self.overlay.set_service_ranges(&ranges);
+                self.service_ranges = ranges;
+                self.look_again = Some(Instant::now());
+            }
         }
     }
 
@@ -295,21 +305,7 @@ impl NetworkHalf {
         }
         let (steps, took) =
             (ops.len().saturating_sub(undone) + written, format!("{:.1?}", started.elapsed()));
-        match (repairing, observed, steps) {
-            (true, _, 0) => {}
-            (true, _, steps) => {
-                self.tell_repairs(&ops, written);
-                info!(steps, took, "what somebody else changed is as it was");
-                let overlay = if overlay && !ops.is_empty() { self.overlay_repair.repaired() } else { None };
-                let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
-                self.give_way(overlay.max(tables));
-            }
-            (false, true, 0) if undone > 0 || self.stands => {}
-            (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
-            (false, true, steps) => info!(steps, took, "pod network programmed"),
-            (false, false, 0) => {}
-            (false, false, steps) => debug!(steps, took, "pod network changed"),
-        }
+        let stood = self.stands;
         match refused {
             Some(error) if is_fatal(&error) => return Err(error),
             // A peer that comes meanwhile, or a repair, does not wait for what is in the way of the rest.
@@ -323,6 +319,21 @@ impl NetworkHalf {
         if !self.lacking {
             self.stands = true;
             self.complete(started.elapsed()).await;
+        }
+        match (repairing, observed, steps) {
+            (true, _, 0) => {}
+            (true, _, steps) => {
+                self.tell_repairs(&ops, written);
+                info!(steps, took, "what somebody else changed is as it was");
+                let overlay = if overlay && !ops.is_empty() { self.overlay_repair.repaired() } else { None };
+                let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
+                self.give_way(overlay.max(tables));
+            }
+            (false, true, 0) if undone > 0 || stood => {}
+            (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
+            (false, true, steps) => info!(steps, took, "pod network programmed"),
+            (false, false, 0) => {}
+            (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
         Ok(())
     }
@@ -396,7 +407,7 @@ impl NetworkHalf {
         let host = self.netlink.host(&choice, &self.settings).await?;
         self.look_again = None;
         self.host_trouble = None;
-        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref());
+        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref(), &self.service_ranges);
         for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
             match overlap.severity() {
                 Severity::Error => error!("{overlap}"),
