@@ -37,10 +37,10 @@ pub(crate) type Elements = BTreeMap<Key, Value>;
 impl Key {
     pub(crate) fn family(&self) -> Family {
         Family::of(match self {
-            Self::PodNetwork(network) => network.addr().is_ipv6(),
-            Self::Hairpin(hairpin) => hairpin.address.is_ipv6(),
-            Self::Endpoint(at, _) | Self::ServiceIp(at) | Self::NoEndpoints(at) => at.address.is_ipv6(),
-            Self::ClusterIp(address) => address.is_ipv6(),
+            Self::PodNetwork(network) => network.addr(),
+            Self::Hairpin(hairpin) => hairpin.address,
+            Self::Endpoint(at, _) | Self::ServiceIp(at) | Self::NoEndpoints(at) => at.address,
+            Self::ClusterIp(address) => *address,
         })
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Error;
 use crate::process::Nft;
+use crate::schema::Family;
 
 /// Holds tables, chains and elements, and refuses what the kernel would: adding an element that stands with another
 /// value, deleting one that does not, going to a chain that is not there. Rules are kept as text, and listed as nft does
@@ -113,8 +114,8 @@ impl Nft for FakeNft {
         Ok(found.map(|chain| json!({"nftables": chain.list(table, name)}).to_string()))
     }
 
-    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
-        Ok(self.legacy.clone().filter(|_| !ipv6))
+    async fn list_legacy_forward(&mut self, family: Family) -> Result<Option<String>, Error> {
+        Ok(self.legacy.clone().filter(|_| family == Family::Ip))
     }
 }
 

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use self::chain::{Direction, Gate, Pass, Plan, Sort, sort};
 use crate::listing::{ListedChain, Listing};
 use crate::process::Nft;
-use crate::schema::half_of;
+use crate::schema::{Family, half_of};
 use crate::watch::Damage;
 use crate::{Error, NftProcess};
 
@@ -95,7 +95,8 @@ impl<N: Nft> Forwarding<N> {
 
     /// Puts rules that accept packets from and to these networks into every forward chain of others that would drop
     /// them, directly before it does, and takes away those that are of no use any more. What others deny on a condition
-    /// stays denied: ours are moved behind it. Costs a list of all chains, and one of each forward chain.
+    /// stays denied: ours are moved behind it. Costs a list of all chains, and for each forward chain one of it and one
+    /// of all tables.
     pub async fn apply(&mut self, pod_networks: &[IpNet]) -> Result<ForwardReport, Error> {
         self.looked_at = None;
         let passes = Pass::all(pod_networks);
@@ -112,9 +113,9 @@ impl<N: Nft> Forwarding<N> {
                 Err(error) => return Err(error),
             }
         }
-        for (ipv6, program) in [(false, "iptables-legacy"), (true, "ip6tables-legacy")] {
-            let listing = self.nft.list_legacy_forward(ipv6).await?;
-            report.problems.extend(listing.and_then(|it| legacy::problem(program, ipv6, &it, &passes)));
+        for family in Family::ALL {
+            let listing = self.nft.list_legacy_forward(family).await?;
+            report.problems.extend(listing.and_then(|it| legacy::problem(family, &it, &passes)));
         }
         self.looked_at = Some(looked_at);
         Ok(report)
@@ -139,7 +140,7 @@ impl<N: Nft> Forwarding<N> {
         passes: &BTreeSet<Pass>,
         looked_at: &mut BTreeSet<ChainName>,
     ) -> Result<Opened, Error> {
-        let of_family = |pass: &&Pass| chain.family == "inet" || chain.family == pass.family();
+        let of_family = |pass: &&Pass| chain.family == "inet" || chain.family == pass.family().word();
         let passes: BTreeSet<Pass> = passes.iter().filter(of_family).copied().collect();
         let mut attempts = 0;
         loop {

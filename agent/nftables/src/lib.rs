@@ -27,6 +27,6 @@ pub use fake::FakeNft;
 pub use forward::{ChainName, ForwardProblem, ForwardReport, Forwarding};
 pub use network::{Network, NetworkRows};
 pub use process::{Nft, NftProcess};
-pub use schema::{DEFAULT_MARK, Ports};
+pub use schema::{DEFAULT_MARK, Family, Ports};
 pub use services::Services;
 pub use watch::{Damage, Watch};

@@ -126,16 +126,35 @@ impl Listing {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
     proptest! {
         #[test]
-        fn whatever_nft_prints_is_read_or_named_unreadable(text in "[\\[\\]{}\":a-z0-9, ]{0,80}") {
-            let text = format!("{{\"nftables\": [{text}]}}");
-            match Listing::read("list chains", &text) {
-                Ok(listing) => prop_assert!(listing.chains().count() + listing.rules().count() < 80),
-                Err(error) => prop_assert!(error.to_string().contains("list chains")),
+        fn what_is_listed_is_read_among_things_of_other_kinds(
+            rules in prop::collection::vec((any::<u64>(), "[a-z]{1,8}"), 0..6),
+            other in "[a-z]{1,8}-other",
+        ) {
+            let rule = |(handle, chain): &(u64, String)| {
+                [json!({"rule": {"chain": chain, "handle": handle}}), json!({&other: {"handle": handle}})]
+            };
+            let chain = json!({"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "policy": "drop"}});
+            let table = json!({"table": {"family": "ip", "name": "filter", "handle": 7}});
+            let listed: Vec<Value> = [table, chain].into_iter().chain(rules.iter().flat_map(rule)).collect();
+            let listing = Listing::read("list chain", &json!({"nftables": listed}).to_string()).unwrap();
+            let read: Vec<(u64, String)> = listing.rules().map(|it| (it.handle, it.chain.clone())).collect();
+            prop_assert_eq!(read, rules);
+            let policies: Vec<_> = listing.chains().map(|it| it.policy.as_deref()).collect();
+            prop_assert_eq!(policies, [Some("drop")]);
+            prop_assert_eq!(listing.table_handle("ip filter"), Some(7));
+            prop_assert_eq!(listing.table_handle("ip6 filter"), None);
+        }
+
+        #[test]
+        fn what_cannot_be_read_is_named_with_its_call(text in "[\\[\\]{}\":a-z0-9, ]{0,80}") {
+            if let Err(error) = Listing::read("list chains", &text) {
+                prop_assert!(error.to_string().contains("list chains"));
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::adopt::{Knowledge, Standing, Wanted, element_line, network_text, remo
 use crate::json;
 use crate::listing::Listing;
 use crate::process::Nft;
-use crate::schema::{self, NETWORK, Ports};
+use crate::schema::{self, Family, NETWORK, Ports};
 use crate::{Error, NftProcess};
 
 /// What the pod network's masquerade depends on. Without pod networks nothing is masqueraded.
@@ -51,23 +51,23 @@ enum Set {
 impl Set {
     const ALL: [Self; 3] = [Self::PodNetworks, Self::OwnSubnets, Self::NonMasquerade];
 
-    fn name(self, ipv6: bool) -> &'static str {
-        match (self, ipv6) {
-            (Self::PodNetworks, false) => "pod-networks-4",
-            (Self::PodNetworks, true) => "pod-networks-6",
-            (Self::OwnSubnets, false) => "own-subnets-4",
-            (Self::OwnSubnets, true) => "own-subnets-6",
-            (Self::NonMasquerade, false) => "non-masquerade-4",
-            (Self::NonMasquerade, true) => "non-masquerade-6",
+    fn name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::PodNetworks, Family::Ip) => "pod-networks-4",
+            (Self::PodNetworks, Family::Ip6) => "pod-networks-6",
+            (Self::OwnSubnets, Family::Ip) => "own-subnets-4",
+            (Self::OwnSubnets, Family::Ip6) => "own-subnets-6",
+            (Self::NonMasquerade, Family::Ip) => "non-masquerade-4",
+            (Self::NonMasquerade, Family::Ip6) => "non-masquerade-6",
         }
     }
 
     fn of(self, network: &IpNet) -> &'static str {
-        self.name(network.addr().is_ipv6())
+        self.name(Family::of(network.addr()))
     }
 
     fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|set| [false, true].iter().any(|ipv6| set.name(*ipv6) == name))
+        Self::ALL.into_iter().find(|set| Family::ALL.iter().any(|family| set.name(*family) == name))
     }
 }
 

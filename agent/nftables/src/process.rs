@@ -10,6 +10,7 @@ use tokio::process::{Child, Command};
 
 use crate::Error;
 use crate::children::Children;
+use crate::schema::Family;
 
 /// What can be asked of nftables. Every write is one transaction: all of it or nothing.
 #[expect(async_fn_in_trait, reason = "the daemon runs on one thread, so no future needs to be Send")]
@@ -30,7 +31,7 @@ pub trait Nft {
     async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error>;
     /// What `iptables-legacy -S FORWARD`, or ip6tables-legacy, prints, empty if it cannot be run; `None` if the kernel has
     /// no such table.
-    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error>;
+    async fn list_legacy_forward(&mut self, family: Family) -> Result<Option<String>, Error>;
 }
 
 /// Runs the real `nft`, which must be on PATH, in the caller's network namespace. Wants CAP_NET_ADMIN.
@@ -79,18 +80,21 @@ impl Nft for NftProcess {
         self.list(&["-j", "-t", "-a", "list", "chain"], chain).await
     }
 
-    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
-        let (names, program) = match ipv6 {
-            false => ("/proc/thread-self/net/ip_tables_names", "iptables-legacy"),
-            true => ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"),
+    async fn list_legacy_forward(&mut self, family: Family) -> Result<Option<String>, Error> {
+        let names = match family {
+            Family::Ip => "/proc/thread-self/net/ip_tables_names",
+            Family::Ip6 => "/proc/thread-self/net/ip6_tables_names",
         };
         // Asking for the table makes it, hence the look whether it is there.
         let names = std::fs::read_to_string(names).unwrap_or_default();
         if !names.lines().any(|table| table == "filter") {
             return Ok(None);
         }
-        let output =
-            Command::new(program).args(["-w", "5", "-S", "FORWARD"]).stdin(Stdio::null()).output().await;
+        let output = Command::new(family.iptables_legacy())
+            .args(["-w", "5", "-S", "FORWARD"])
+            .stdin(Stdio::null())
+            .output()
+            .await;
         let listing = output.ok().filter(|it| it.status.success());
         Ok(Some(listing.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default()))
     }

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 
 /// The bit that says "masquerade this connection", shared with nobody (contract S38); kube-proxy's default.
 pub const DEFAULT_MARK: u32 = 0x4000;
 
-/// An address family with its own table of Services.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Family {
+pub enum Family {
+    /// IPv4.
     Ip,
+    /// IPv6.
     Ip6,
 }
 
 impl Family {
     pub(crate) const ALL: [Self; 2] = [Self::Ip, Self::Ip6];
 
-    pub(crate) fn of(ipv6: bool) -> Self {
-        if ipv6 { Self::Ip6 } else { Self::Ip }
+    /// An address's.
+    pub(crate) fn of(address: IpAddr) -> Self {
+        if address.is_ipv6() { Self::Ip6 } else { Self::Ip }
     }
 
     /// The word in rules and table names.
@@ -25,6 +29,14 @@ impl Family {
         match self {
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+        }
+    }
+
+    /// Its iptables of the kind that nft does not reach.
+    pub(crate) fn iptables_legacy(self) -> &'static str {
+        match self {
+            Self::Ip => "iptables-legacy",
+            Self::Ip6 => "ip6tables-legacy",
         }
     }
 

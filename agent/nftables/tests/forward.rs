@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use ipnet::IpNet;
 use namespace::{in_namespace, nft, run};
 use nftables::schema::Nftables;
-use podway_nftables::{Error, FakeNft, ForwardProblem, ForwardReport, Forwarding, Nft, NftProcess};
+use podway_nftables::{Error, FakeNft, Family, ForwardProblem, ForwardReport, Forwarding, Nft, NftProcess};
 
 #[test]
 fn n10_an_iptables_forward_policy_of_drop_gets_our_rules_and_iptables_still_reads_its_table() {
@@ -290,8 +290,8 @@ impl Nft for Remaking {
         listing
     }
 
-    async fn list_legacy_forward(&mut self, ipv6: bool) -> Result<Option<String>, Error> {
-        self.nft.list_legacy_forward(ipv6).await
+    async fn list_legacy_forward(&mut self, family: Family) -> Result<Option<String>, Error> {
+        self.nft.list_legacy_forward(family).await
     }
 }
 

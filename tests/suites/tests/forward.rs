@@ -102,6 +102,33 @@ const FIREWALLD: Firewall = Firewall {
     denies_ipv6: ("nft", "add rule inet firewalld filter_FORWARD_POLICIES ip6 daddr ADDRESS reject"),
 };
 
+/// As firewalld 1.0 has it: the zones reject, some of it on conditions, and the administrator's rule is ahead of them.
+const FIREWALLD_ZONES: Firewall = Firewall {
+    lab: "forward-zones",
+    loads: &[(
+        "nft",
+        &["-f", "-"],
+        "table inet firewalld {
+            chain filter_FWD_public { reject with icmpx admin-prohibited
+            }
+            chain filter_FORWARD_POLICIES {
+                iifname != \"lo\" oifname != \"lo\" jump filter_FWD_public
+                jump filter_FWD_public
+                reject with icmpx admin-prohibited
+            }
+            chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept;
+                ct state { established, related } accept
+                ct state invalid drop
+                jump filter_FORWARD_POLICIES
+                log prefix \"FINAL_REJECT: \"
+                reject with icmpx admin-prohibited
+            }
+        }",
+    )],
+    denies_ipv4: ("nft", "insert rule inet firewalld filter_FORWARD ip daddr ADDRESS reject"),
+    denies_ipv6: ("nft", "insert rule inet firewalld filter_FORWARD ip6 daddr ADDRESS reject"),
+};
+
 #[test]
 fn n10_pods_pass_dockers_forward_chain() {
     pods_pass(&DOCKER);
@@ -120,6 +147,11 @@ fn n10_pods_pass_an_nftables_forward_chain_with_a_policy_of_drop() {
 #[test]
 fn n10_pods_pass_firewallds_forward_chain() {
     pods_pass(&FIREWALLD);
+}
+
+#[test]
+fn n10_pods_pass_a_firewalld_whose_zones_reject() {
+    pods_pass(&FIREWALLD_ZONES);
 }
 
 /// Behind this firewall on node-1 nothing of pods passes without our rules, everything with them but what its

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::ChainName;
 use crate::listing::ListedRule;
+use crate::schema::Family;
 
 /// By this comment our rules are known in a chain of others. iptables shows it as its own kind of comment.
 const COMMENT: &str = "podway";
@@ -40,8 +41,8 @@ impl Pass {
         networks.into_iter().flat_map(both).collect()
     }
 
-    pub(super) fn family(&self) -> &'static str {
-        if self.network.addr().is_ipv6() { "ip6" } else { "ip" }
+    pub(super) fn family(&self) -> Family {
+        Family::of(self.network.addr())
     }
 
     /// In nft's words: `ip saddr 10.77.0.0/16`.
@@ -50,7 +51,7 @@ impl Pass {
             Direction::From => "saddr",
             Direction::To => "daddr",
         };
-        format!("{} {field} {}", self.family(), self.network)
+        format!("{} {field} {}", self.family().word(), self.network)
     }
 }
 
@@ -149,7 +150,7 @@ fn read_pass(condition: &Value) -> Option<Pass> {
         }
     };
     let pass = Pass { direction, network };
-    (payload["protocol"] == pass.family()).then_some(pass)
+    (payload["protocol"] == pass.family().word()).then_some(pass)
 }
 
 /// The place in a chain where a packet is dropped that no condition before it applies to.

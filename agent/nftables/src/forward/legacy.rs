@@ -4,15 +4,12 @@ use std::collections::BTreeSet;
 
 use super::ForwardProblem;
 use super::chain::{Direction, Pass};
+use crate::schema::Family;
 
 /// What stands in the way of these packets, given what `iptables-legacy -S FORWARD` prints; nothing printed means that
 /// the program is not there.
-pub(super) fn problem(
-    program: &'static str,
-    ipv6: bool,
-    listing: &str,
-    passes: &BTreeSet<Pass>,
-) -> Option<ForwardProblem> {
+pub(super) fn problem(family: Family, listing: &str, passes: &BTreeSet<Pass>) -> Option<ForwardProblem> {
+    let program = family.iptables_legacy();
     let certainty = match listing.trim() {
         "" => "may drop",
         listing if listing.lines().any(drops) => "drops",
@@ -20,7 +17,7 @@ pub(super) fn problem(
     };
     let allowed: BTreeSet<Pass> =
         listing.lines().take_while(|line| !is_last_word(line)).filter_map(pass).collect();
-    let missing = passes.difference(&allowed).filter(|it| it.network.addr().is_ipv6() == ipv6);
+    let missing = passes.difference(&allowed).filter(|it| it.family() == family);
     let commands: Vec<String> =
         missing.map(|it| format!("{program} -I FORWARD {} -j ACCEPT", option(it))).collect();
     let remedy = commands.join("; ");
@@ -112,6 +109,6 @@ mod tests {
     }
 
     fn of(listing: &str) -> Option<ForwardProblem> {
-        problem("iptables-legacy", false, listing, &Pass::all(&["10.77.0.0/16".parse().unwrap()]))
+        problem(Family::Ip, listing, &Pass::all(&["10.77.0.0/16".parse().unwrap()]))
     }
 }
