@@ -330,7 +330,7 @@ fn n13_an_interface_that_is_taken_away_and_made_anew_has_its_links_again() {
         let podway = site.one.podway(Dataplane::Nftables)?;
         let before = Snapshot::of(&site.one)?;
         site.one.ip("link del eth0")?;
-        podway.wait_for_log("there is a route of somebody else", SOON)?;
+        podway.wait_for_log("the pod network is not complete", SOON)?;
         site.one.reconnect()?;
         // Which has another MAC now; all else is of the pod network.
         within(SOON, "the links and what is on them are as they were", || {
