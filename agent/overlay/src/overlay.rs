@@ -1,7 +1,6 @@
 //! The pod network of one node, kept up to date event by event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -210,7 +209,7 @@ impl Overlay {
         let all =
             self.faults.iter().flat_map(|(node, reasons)| reasons.iter().map(move |reason| (node, reason)));
         let faults = all.map(|(node, reason)| Problem { node: node.clone(), reason: reason.clone() });
-        let mut problems: Vec<Problem> = faults.chain(self.misplaced()).collect();
+        let mut problems: Vec<Problem> = faults.chain(self.among_services()).collect();
         problems.sort();
         problems
     }
@@ -282,19 +281,13 @@ impl Overlay {
         names.iter().for_each(|name| self.judge(name));
     }
 
-    /// Ranges with a peer's address in them: of each the first, however many there are.
-    fn misplaced(&self) -> impl Iterator<Item = Problem> {
-        let first = |net: IpNet, reason: fn(IpAddr, IpNet) -> Reason| {
-            let (address, node) = self.index.first_underlay_in(&net)?;
-            Some(Problem { node: node.clone(), reason: reason(address, net) })
-        };
-        let pods = self.settings.pod_networks.iter().filter_map(move |net| {
-            first(*net, |address, network| Reason::AddressInPodNetwork { address, network })
-        });
-        let services = self.service_ranges.iter().filter_map(move |net| {
-            first(*net, |address, range| Reason::AddressInServiceRange { address, range })
-        });
-        pods.chain(services)
+    /// Ranges of Services with a peer's address in them: of each the first, however many there are.
+    fn among_services(&self) -> impl Iterator<Item = Problem> {
+        self.service_ranges.iter().filter_map(|range| {
+            let (address, node) = self.index.first_underlay_in(range)?;
+            let reason = Reason::AddressInServiceRange { address, range: *range };
+            Some(Problem { node: node.clone(), reason })
+        })
     }
 
     fn collect_rivals(&self, reading: &Reading, rivals: &mut BTreeSet<Arc<str>>) {

@@ -109,19 +109,7 @@ pub enum Reason {
         /// This machine's Node.
         of: Arc<str>,
     },
-    /// Nodes have addresses in a pod network (contract N23). It is told of the first of them: all have the same cause.
-    #[error(
-        "its address {address}, and maybe other nodes', is in pod network {network}: no node may get a subnet with \
-             such an address, and traffic to it is taken for pod traffic; choose a pod network apart from the nodes' \
-             addresses"
-    )]
-    AddressInPodNetwork {
-        /// The peer's address.
-        address: IpAddr,
-        /// The pod network.
-        network: IpNet,
-    },
-    /// Nodes have addresses in a range of Services (contract N23), told of the first of them.
+    /// Nodes have addresses in a range of Services (contract N23). It is told of the first of them: all have one cause.
     #[error(
         "its address {address}, and maybe other nodes', is in Service range {range}: a Service that gets such an \
              address cuts the node off; choose a Service range apart from the nodes' addresses"
@@ -192,7 +180,7 @@ pub enum Reason {
 impl Reason {
     /// Whether a peer of which nothing else is wrong is routed all the same.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::AddressInPodNetwork { .. } | Self::AddressInServiceRange { .. })
+        matches!(self, Self::AddressAmongPods { .. } | Self::AddressInServiceRange { .. })
     }
 
     /// One word for it, as Events and metrics have it.
@@ -210,7 +198,6 @@ impl Reason {
             Self::OwnAddress(..) => "OwnAddress",
             Self::SubnetCovers { .. } => "SubnetCovers",
             Self::AddressInSubnet { .. } => "AddressInSubnet",
-            Self::AddressInPodNetwork { .. } => "AddressInPodNetwork",
             Self::AddressInServiceRange { .. } => "AddressInServiceRange",
             Self::ExternalAddress { .. } => "ExternalAddress",
             Self::AddressDiffers { .. } => "AddressDiffers",

@@ -112,7 +112,7 @@ impl From<&Reason> for EventReason {
             Reason::SubnetTaken { .. } | Reason::MacTaken { .. } => Self::SubnetConflict,
             Reason::SubnetCovers { .. }
             | Reason::AddressInSubnet { .. }
-            | Reason::AddressInPodNetwork { .. }
+            | Reason::AddressAmongPods { .. }
             | Reason::AddressInServiceRange { .. } => Self::RangeOverlap,
             Reason::ExternalAddress { .. } | Reason::AddressDiffers { .. } | Reason::MtuTooSmall(_) => {
                 Self::InterfaceUnusable
