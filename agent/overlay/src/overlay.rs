@@ -25,9 +25,11 @@ use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 /// A Node's event costs work in proportion to that Node and those that contend with it, whatever the size of the
 /// cluster (contract N17). What follows depends only on the Nodes that stand, never on the order of their events.
 ///
-/// Where two Nodes claim addresses or a MAC that only one can have, this machine's own Node wins, then the one with
-/// the lesser name; the other is left out for that family, with a problem (contract N14). A Node that loses still
-/// stands in the way of Nodes with greater names: two faults never make a route.
+/// Where two Nodes claim addresses or a MAC that only one can have, this machine's own Node wins; then, of unequal
+/// subnets, the longer prefix, so that one Node with a wide subnet costs no other Node its place; then, of equal subnets
+/// and of equal MACs, the lesser name. The other is left out for that family, with a problem (contract N14). A Node that
+/// loses against another peer still stands in the way of further ones: two faults never make a route. One that loses
+/// against this machine's own part stands in nobody's way.
 #[derive(Debug, Clone)]
 pub struct Overlay {
     settings: Settings,
@@ -294,7 +296,7 @@ impl Overlay {
         let mut standing = Standing::default();
         for (family, vtep) in reading.vteps.iter() {
             let objection = self.local.objection(&self.settings.node, family, vtep);
-            let way = match objection.or_else(|| self.rival(name, vtep)) {
+            let way = match objection.or_else(|| self.rival(name, family, vtep)) {
                 None => self.local.way(&self.settings, &self.routes, family, vtep),
                 Some(reason) => Err(reason),
             };
@@ -307,15 +309,24 @@ impl Overlay {
     }
 
     /// Whether another peer comes first.
-    fn rival(&self, name: &Arc<str>, vtep: &Vtep) -> Option<Reason> {
+    fn rival(&self, name: &Arc<str>, family: Family, vtep: &Vtep) -> Option<Reason> {
         let subnet = vtep.subnet;
-        let taken =
-            self.index.overlapping(subnet).filter(|(_, other)| *other < name).min_by_key(|(_, other)| *other);
+        let first = |theirs: &IpNet, other: &Arc<str>| *theirs != subnet || other < name;
+        let taken = self
+            .index
+            .inside(subnet)
+            .find(|(theirs, other)| first(theirs, other) && self.is_admitted(other, family));
         if let Some((theirs, by)) = taken {
             return Some(Reason::SubnetTaken { subnet, by: by.clone(), theirs });
         }
-        let by = self.index.same_mac(vtep).find(|other| *other < name)?;
+        let by = self.index.same_mac(vtep).find(|other| *other < name && self.is_admitted(other, family))?;
         Some(Reason::MacTaken { mac: vtep.mac?, by: by.clone() })
+    }
+
+    /// Whether this machine's own part leaves a peer its place.
+    fn is_admitted(&self, peer: &Arc<str>, family: Family) -> bool {
+        let vtep = self.readings.get(peer).and_then(|reading| reading.vteps.get(family).as_ref());
+        vtep.is_some_and(|vtep| self.local.objection(&self.settings.node, family, vtep).is_none())
     }
 
     /// Whether the way to a peer depends on the machine's own routes.

@@ -77,13 +77,19 @@ proptest! {
         let own = shapes[3].as_ref().and_then(subnet4);
         let own_mac = shapes[3].as_ref().map(|shape| if shape.managed { mac(shape.mac, 4) } else { own_device_mac() });
         let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-        let expected: BTreeSet<IpNet> = claims
-            .iter()
-            .filter(|(name, subnet, at)| {
-                own.is_some_and(|own| !overlap(&own, subnet))
-                    && own_mac != Some(mac(*at, 4))
-                    && !claims.iter().any(|(other, theirs, mac)| other < name && (overlap(theirs, subnet) || mac == at))
+        let admitted: Vec<_> = claims
+            .into_iter()
+            .filter(|(_, subnet, at)| {
+                own.is_some_and(|own| !overlap(&own, subnet)) && own_mac != Some(mac(*at, 4))
             })
+            .collect();
+        let comes_first = |(name, subnet, at): &(&str, IpNet, u8), (other, theirs, mac): &(&str, IpNet, u8)| {
+            let longer = overlap(theirs, subnet) && theirs.prefix_len() > subnet.prefix_len();
+            longer || other < name && (theirs == subnet || mac == at)
+        };
+        let expected: BTreeSet<IpNet> = admitted
+            .iter()
+            .filter(|claim| !admitted.iter().any(|other| comes_first(claim, other)))
             .map(|(_, subnet, _)| *subnet)
             .collect();
         let routed: BTreeSet<IpNet> =
@@ -459,6 +465,40 @@ fn n14_problems_follow_the_nodes_that_have_them() {
     assert!(found[0].starts_with("Node peer-8: subnet 10.244.7.0/24 overlaps"), "{found:?}");
     overlay.apply(&peer(7).name.clone(), None);
     assert_eq!(texts(&overlay), Vec::<String>::new());
+}
+
+#[test]
+fn n14_one_node_with_a_wide_subnet_or_everybodys_mac_costs_no_other_node_its_place() {
+    let (mut overlay, _) = with_peer(7);
+    for n in [8, 9] {
+        overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
+    }
+    let before = overlay.plan().rows;
+    let faults = |overlay: &Overlay, name: &str| -> Vec<String> {
+        let of_it = overlay.problems().into_iter().filter(|problem| &*problem.node == name);
+        of_it.map(|problem| problem.reason.to_string()).filter(|text| !text.contains("no IPv6")).collect()
+    };
+    let claim = |subnet: &str, mac: u8| {
+        let shape = Shape { managed: true, host_gw: false, v4: Some((7, 24)), v6: None, mac, underlay: 60 };
+        Node { pod_cidrs: vec![subnet.parse().unwrap()], ..node("aaa", &shape) }
+    };
+    for (subnet, mac, fault) in [
+        // Around this machine's own subnet, then around those of two peers only.
+        ("10.244.0.0/16", 60, "subnet 10.244.0.0/16 overlaps 10.244.0.0/24 of Node m"),
+        ("10.244.8.0/23", 60, "subnet 10.244.8.0/23 overlaps 10.244.8.0/24 of Node peer-8"),
+        // What this machine refuses has no claim on a peer's MAC either.
+        ("10.244.0.0/16", 7, "subnet 10.244.0.0/16 overlaps 10.244.0.0/24 of Node m"),
+        ("10.244.0.0/24", 8, "subnet 10.244.0.0/24 overlaps 10.244.0.0/24 of Node m"),
+    ] {
+        overlay.apply(&"aaa".into(), Some(&claim(subnet, mac)));
+        assert_eq!(overlay.plan().rows, before, "{subnet} {mac}");
+        let found = faults(&overlay, "aaa");
+        assert!(found.len() == 1 && found[0].starts_with(fault), "{found:?}");
+        assert!((7..=9).all(|n| faults(&overlay, &format!("peer-{n}")).is_empty()));
+    }
+    overlay.apply(&"aaa".into(), Some(&claim("10.244.8.0/24", 60)));
+    let found = faults(&overlay, "peer-8");
+    assert!(found[0].contains("10.244.8.0/24 of Node aaa"), "between equal ones the name decides: {found:?}");
 }
 
 /// An overlay with DirectRouting and one peer, and the kernel that has it.
