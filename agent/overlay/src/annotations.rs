@@ -112,7 +112,7 @@ fn node_address(key: &'static str, text: &str, family: Family) -> Result<IpAddr,
 }
 
 fn wrong(key: &'static str, family: Family, why: String) -> Reason {
-    Reason::Annotation { key, family, why }
+    Reason::Annotation { key, family, why, kept: false }
 }
 
 #[derive(Deserialize)]

@@ -23,7 +23,9 @@ use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 /// Every Node that was heard of, and the pod network that follows from them.
 ///
 /// A Node's event costs work in proportion to that Node and those that contend with it, whatever the size of the
-/// cluster (contract N17). What follows depends only on the Nodes that stand, never on the order of their events.
+/// cluster (contract N17). What follows depends only on the Nodes that stand, never on the order of their events, save
+/// for one thing: where a Node's annotations are at fault while it stands with its subnet, what they said last of that
+/// family without fault holds on (contract N5). So a slip costs no peer its place before this machine starts anew.
 ///
 /// Where two Nodes claim addresses or a MAC that only one can have, this machine's own Node wins; then, of unequal
 /// subnets, the longer prefix, so that one Node with a wide subnet costs no other Node its place; then, of equal subnets
@@ -108,7 +110,13 @@ impl Overlay {
             self.own = node.cloned();
             return self.relocate();
         }
-        let reading = node.map(|node| Reading::of(&self.settings, node));
+        let reading = node.map(|node| {
+            let mut reading = Reading::of(&self.settings, node);
+            if let Some(before) = self.readings.get(name) {
+                reading.keep(before, &self.settings, node);
+            }
+            reading
+        });
         if self.readings.get(name) == reading.as_ref() {
             return;
         }

@@ -21,6 +21,8 @@ const NAMES: [&str; 6] = ["a", "b", "c", OWN, "x", "y"];
 #[derive(Debug, Clone)]
 struct Shape {
     managed: bool,
+    /// The IPv4 address that it publishes cannot be read.
+    slip: bool,
     host_gw: bool,
     v4: Option<(u8, u8)>,
     v6: Option<u8>,
@@ -39,14 +41,21 @@ enum Event {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Scratch: each Node's own history since it came or was last without fault, one Node after the other.
     #[test]
     fn n17_incremental_equals_scratch(settings in any_settings(), events in events()) {
         let mut overlay = Overlay::new(settings.clone()).unwrap();
         overlay.set_host(host(1500));
-        let (mut nodes, mut facts) = (BTreeMap::new(), host(1500));
+        let (mut nodes, mut facts) = (BTreeMap::<_, Vec<_>>::new(), host(1500));
         for event in &events {
             match event {
-                Event::Node(at, shape) => { nodes.insert(*at, shape.clone()); }
+                Event::Node(at, shape) => {
+                    let history = nodes.entry(*at).or_default();
+                    if shape.as_ref().is_none_or(|shape| !shape.slip) {
+                        history.clear();
+                    }
+                    history.push(shape.clone());
+                }
                 Event::Host(mtu, neighbours) => facts = host_with(*mtu, *neighbours),
                 Event::Drain => {}
             }
@@ -54,8 +63,8 @@ proptest! {
         }
         let mut scratch = Overlay::new(settings).unwrap();
         scratch.set_host(facts);
-        for (at, shape) in nodes {
-            feed(&mut scratch, &Event::Node(at, shape));
+        for (at, history) in nodes {
+            history.into_iter().for_each(|shape| feed(&mut scratch, &Event::Node(at, shape)));
         }
         prop_assert_eq!(overlay.plan(), scratch.plan());
         prop_assert_eq!(overlay.annotations(), scratch.annotations());
@@ -72,7 +81,7 @@ proptest! {
             .iter()
             .zip(&shapes)
             .filter(|(name, _)| **name != OWN)
-            .filter_map(|(name, shape)| Some((*name, subnet4(shape.as_ref().filter(|shape| shape.managed && !shape.host_gw)?)?, shape.as_ref()?.mac)))
+            .filter_map(|(name, shape)| Some((*name, subnet4(shape.as_ref().filter(|shape| shape.managed && !shape.host_gw && !shape.slip)?)?, shape.as_ref()?.mac)))
             .collect();
         let own = shapes[3].as_ref().and_then(subnet4);
         let own_mac = shapes[3].as_ref().map(|shape| if shape.managed { mac(shape.mac, 4) } else { own_device_mac() });
@@ -146,7 +155,7 @@ proptest! {
     #[test]
     fn n17_a_change_of_one_peer_touches_that_peer_only(host in 1u8..=249, to in 1u8..=249) {
         let mut overlay = overlay();
-        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
+        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, slip: false, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
         for n in 1..=249u8 {
             overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
         }
@@ -256,8 +265,15 @@ fn n6_routes_of_the_machine_that_no_peer_is_behind_change_nothing() {
 fn n6_host_gw_routes_lead_to_the_peers_address_and_need_no_link() {
     let mut overlay = Overlay::new(Settings { backend: Backend::HostGw, ..settings() }).unwrap();
     overlay.set_host(host_with(1500, 0b0010_1000));
-    let shape =
-        |n| Shape { managed: true, host_gw: true, v4: Some((n, 24)), v6: Some(n), mac: n, underlay: n };
+    let shape = |n| Shape {
+        managed: true,
+        slip: false,
+        host_gw: true,
+        v4: Some((n, 24)),
+        v6: Some(n),
+        mac: n,
+        underlay: n,
+    };
     feed(&mut overlay, &Event::Node(3, Some(Shape { underlay: 0, ..shape(0) })));
     for (at, n) in [(0, 3), (1, 4), (2, 5)] {
         feed(&mut overlay, &Event::Node(at, Some(shape(n))));
@@ -357,7 +373,15 @@ fn n8_a_new_address_of_the_interface_is_published_and_sent_from() {
 fn n7_an_interface_that_is_made_again_makes_the_link_again_with_its_mac() {
     let mut overlay = overlay();
     let mut kernel = FakeKernel::default();
-    let own = Shape { managed: false, host_gw: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    let own = Shape {
+        managed: false,
+        slip: false,
+        host_gw: false,
+        v4: Some((0, 24)),
+        v6: None,
+        mac: 5,
+        underlay: 0,
+    };
     feed(&mut overlay, &Event::Node(3, Some(own)));
     for op in overlay.reconcile(&kernel.observe()) {
         kernel.run(&op).unwrap();
@@ -468,6 +492,45 @@ fn n14_problems_follow_the_nodes_that_have_them() {
 }
 
 #[test]
+fn n5_a_slip_in_an_annotation_of_a_live_peer_is_named_and_costs_it_nothing() {
+    let (mut overlay, _) = with_peer(7);
+    let before = overlay.plan().rows;
+    let faulty = |key: &str, value: Option<&str>| {
+        let mut node = peer(7);
+        node.flannel.remove(key);
+        node.flannel.extend(value.map(|value| (key.to_owned(), value.to_owned())));
+        node
+    };
+    let named = |overlay: &Overlay| -> Vec<String> {
+        overlay.problems().iter().map(ToString::to_string).filter(|text| !text.contains("no IPv6")).collect()
+    };
+    for (key, value) in [
+        ("public-ip", Some("oops")),
+        ("public-ip", None),
+        ("backend-data", Some(r#"{"VNI":1,"VtepMAC":"oops"}"#)),
+        ("backend-data", None),
+    ] {
+        overlay.apply(&"peer-7".into(), Some(&faulty(key, value)));
+        assert_eq!(overlay.changes(), Some(vec![]), "{key} {value:?}");
+        let found = named(&overlay);
+        let [text] = &found[..] else { panic!("{found:?}") };
+        assert!(text.starts_with(&format!("Node peer-7: annotation {key}: ")), "{text}");
+        assert!(text.ends_with("the node goes on to be reached for IPv4 as it said before"), "{text}");
+    }
+    // Another subnet is another lease; a Node that takes part no more, or that is gone, has none.
+    let elsewhere = Node { pod_cidrs: vec!["10.244.77.0/24".parse().unwrap()], ..faulty("public-ip", None) };
+    for (node, faults) in [(Some(elsewhere), 1), (Some(faulty("kube-subnet-manager", None)), 0), (None, 0)] {
+        overlay.apply(&"peer-7".into(), Some(&peer(7)));
+        assert_eq!((overlay.plan().rows, named(&overlay)), (before.clone(), vec![]), "and it is as it was");
+        overlay.apply(&"peer-7".into(), node.as_ref());
+        assert_eq!((overlay.plan().rows, named(&overlay).len()), (Rows::default(), faults), "{node:?}");
+        overlay.apply(&"peer-7".into(), Some(&faulty("public-ip", Some("oops"))));
+        assert!(overlay.plan().rows.routes.is_empty(), "what was given up does not come back");
+        assert!(named(&overlay)[0].ends_with("the node is skipped for IPv4"), "{:?}", named(&overlay));
+    }
+}
+
+#[test]
 fn n14_one_node_with_a_wide_subnet_or_everybodys_mac_costs_no_other_node_its_place() {
     let (mut overlay, _) = with_peer(7);
     for n in [8, 9] {
@@ -479,7 +542,15 @@ fn n14_one_node_with_a_wide_subnet_or_everybodys_mac_costs_no_other_node_its_pla
         of_it.map(|problem| problem.reason.to_string()).filter(|text| !text.contains("no IPv6")).collect()
     };
     let claim = |subnet: &str, mac: u8| {
-        let shape = Shape { managed: true, host_gw: false, v4: Some((7, 24)), v6: None, mac, underlay: 60 };
+        let shape = Shape {
+            managed: true,
+            slip: false,
+            host_gw: false,
+            v4: Some((7, 24)),
+            v6: None,
+            mac,
+            underlay: 60,
+        };
         Node { pod_cidrs: vec![subnet.parse().unwrap()], ..node("aaa", &shape) }
     };
     for (subnet, mac, fault) in [
@@ -602,8 +673,15 @@ fn n5_the_annotations_to_write_are_those_that_differ() {
 
 #[test]
 fn n6_the_mac_is_that_of_the_annotation_else_of_the_device_else_derived() {
-    let unmanaged =
-        Shape { managed: false, host_gw: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    let unmanaged = Shape {
+        managed: false,
+        slip: false,
+        host_gw: false,
+        v4: Some((0, 24)),
+        v6: None,
+        mac: 5,
+        underlay: 0,
+    };
     let link = LinkName::new("flannel.1").unwrap();
     let mac_of = |overlay: &Overlay| overlay.plan().links[&link].mac;
 
@@ -632,7 +710,15 @@ fn with_peer(n: u8) -> (Overlay, FakeKernel) {
 fn own_event() -> Event {
     Event::Node(
         3,
-        Some(Shape { managed: true, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 }),
+        Some(Shape {
+            managed: true,
+            slip: false,
+            host_gw: false,
+            v4: Some((0, 24)),
+            v6: Some(0),
+            mac: 0,
+            underlay: 0,
+        }),
     )
 }
 
@@ -690,9 +776,10 @@ fn shape() -> impl Strategy<Value = Shape> {
     let v4 =
         prop::option::weighted(0.9, (0u8..6, prop_oneof![4 => Just(24u8), 1 => Just(23), 1 => Just(25)]));
     let v6 = prop::option::of(0u8..5);
-    let bools = (prop::bool::weighted(0.9), prop::bool::weighted(0.2));
-    (bools, v4, v6, 0u8..8, 1u8..6).prop_map(|((managed, host_gw), v4, v6, mac, underlay)| Shape {
+    let bools = (prop::bool::weighted(0.9), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    (bools, v4, v6, 0u8..8, 1u8..6).prop_map(|((managed, host_gw, slip), v4, v6, mac, underlay)| Shape {
         managed,
+        slip,
         host_gw,
         v4,
         v6,
@@ -783,7 +870,7 @@ fn node(name: &str, shape: &Shape) -> Node {
             ("backend-type", if shape.host_gw { "host-gw" } else { "vxlan" }.to_owned()),
             ("backend-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 4))),
             ("backend-v6-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 6))),
-            ("public-ip", format!("192.0.2.{}", shape.underlay)),
+            ("public-ip", if shape.slip { "oops".to_owned() } else { format!("192.0.2.{}", shape.underlay) }),
             ("public-ipv6", format!("2001:db8::{}", shape.underlay)),
         ]
         .into_iter()
@@ -796,7 +883,15 @@ fn node(name: &str, shape: &Shape) -> Node {
 fn peer(n: u8) -> Node {
     node(
         &format!("peer-{n}"),
-        &Shape { managed: true, host_gw: false, v4: Some((n, 24)), v6: None, mac: n, underlay: n },
+        &Shape {
+            managed: true,
+            slip: false,
+            host_gw: false,
+            v4: Some((n, 24)),
+            v6: None,
+            mac: n,
+            underlay: n,
+        },
     )
 }
 
