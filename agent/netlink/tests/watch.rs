@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use podway_netlink::{Drift, Followed, Netlink, Watch};
-use podway_overlay::Overlay;
-use support::{Namespace, Pair, feed, net, node};
+use podway_overlay::{Backend, Overlay, Peering, Settings};
+use support::{Namespace, Pair, configured, feed, net, node, overlay};
 use tokio::time::timeout;
 
 /// After so long without a notification there is none to come.
@@ -133,6 +133,42 @@ fn n7_n8_changes_of_the_machines_own_interfaces_are_noticed() {
 }
 
 #[test]
+fn n13_direct_routes_are_back_after_the_interface_flaps_within_one_burst() {
+    for backend in [Backend::HostGw, Backend::Vxlan] {
+        let pair = Pair::new();
+        let host = &pair.nodes[0];
+        // IPv6 has its addresses taken with the link, and nobody gives them back.
+        let networks = vec![net("10.244.0.0/16")];
+        let settings = Settings {
+            backend,
+            direct_routing: backend == Backend::Vxlan,
+            ..Settings::new("node-1", networks, Peering::Derived)
+        };
+        let mut overlay = configured(host, settings);
+        watching(&pair, async |netlink, mut watch| {
+            reconcile(&netlink, &mut overlay).await;
+            assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING);
+            let before = host.ip("-4 route");
+            assert!(before.contains("10.244.2.0/24 via 192.0.2.2 dev eth0 proto 105"), "{before}");
+            for round in 0..4 {
+                for flap in [
+                    "link set eth0 down\nlink set eth0 up\n",
+                    "addr del 192.0.2.1/24 dev eth0\naddr add 192.0.2.1/24 dev eth0\n",
+                ] {
+                    host.ip_batch(flap);
+                    assert!(!host.ip("-4 route").contains("proto 105"), "the kernel drops the routes");
+                    let noticed = drift(&mut watch).await;
+                    assert!(noticed.overlay && noticed.host_routes, "round {round}, {flap}: {noticed:?}");
+                    reconcile(&netlink, &mut overlay).await;
+                    assert_eq!(host.ip("-4 route"), before, "round {round}, {flap}");
+                    assert_eq!(drift(&mut watch).await, NOTHING, "round {round}, {flap}: repaired");
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn n6_changes_of_the_machines_own_routes_are_noticed() {
     each_gives(
         &[
@@ -168,6 +204,26 @@ fn n19_switched_off_forwarding_and_strict_filtering_are_noticed() {
         ],
         set,
     );
+}
+
+#[test]
+fn n19_settings_of_a_family_without_pods_and_the_greeting_of_a_new_link_are_nobodys_doing() {
+    let pair = Pair::new();
+    let host = &pair.nodes[0];
+    let mut overlay = overlay(host, 1, &["10.244.0.0/16"]);
+    let followed =
+        Followed { links: overlay.link_names(), pod_networks: vec![net("10.244.0.0/16"), net("fd00::/48")] };
+    let v4_only = Followed { pod_networks: vec![net("10.244.0.0/16")], ..followed.clone() };
+    host.netlink(|netlink| async move {
+        let mut watch = Watch::open(&netlink, followed).await.unwrap();
+        reconcile(&netlink, &mut overlay).await;
+        assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING, "the kernel greets flannel.1");
+        watch.follow(v4_only);
+        for value in ["1", "0"] {
+            host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", value).unwrap());
+            assert_eq!(drift(&mut watch).await, NOTHING);
+        }
+    });
 }
 
 #[test]
