@@ -75,7 +75,7 @@ pub(crate) fn link_of(op: &Op) -> Option<&LinkName> {
         Op::LinkUp(link) | Op::AddAddress(link, _) | Op::RemoveAddress(link, _) => Some(link),
         Op::SetNeighbour(key, _) | Op::RemoveNeighbour(key) => Some(&key.link),
         Op::SetFdb(key, _) | Op::RemoveFdb(key, _) => Some(&key.link),
-        Op::SetRoute(_, route) | Op::RemoveRoute(_, route) => Some(&route.link),
+        Op::SetRoute(_, route) | Op::RemoveRoute(_, route, _) => Some(&route.link),
         Op::SetOffload(link, _) => Some(link),
         Op::SetSysctl(Sysctl::AcceptRa(link) | Sysctl::KeepRa(link) | Sysctl::RpFilter(link)) => Some(link),
         Op::SetSysctl(Sysctl::Forwarding(_)) | Op::SetBlackhole(_) | Op::RemoveBlackhole(_) => None,

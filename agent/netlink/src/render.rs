@@ -7,10 +7,10 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use podway_overlay::{Family, IfIndex, LinkName, Mac, Mtu, Route, VxlanLink};
+use podway_overlay::{Family, IfIndex, LinkName, Mac, Mtu, Route, VxlanLink, Whose};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
@@ -105,10 +105,16 @@ pub(crate) fn replace_route(index: IfIndex, subnet: &IpNet, route: &Route) -> Re
     (RouteNetlinkMessage::NewRoute(new_route(index, subnet, route)), SET)
 }
 
-/// Whoever made it: the step names a route of ours, or one that flannel left on a link that is ours now.
-pub(crate) fn remove_route(index: IfIndex, subnet: &IpNet, route: &Route) -> Request {
+/// By its protocol and metric: others may have routes that lead the same way. IPv4 takes metric 0 for any, but comes
+/// upon the least one first (fib_table_delete).
+pub(crate) fn remove_route(index: IfIndex, subnet: &IpNet, route: &Route, whose: Whose) -> Request {
     let mut message = route_message(index, subnet, route);
     message.header.scope = RouteScope::NoWhere;
+    message.header.protocol = match whose {
+        Whose::Ours => ROUTE_PROTOCOL.into(),
+        Whose::Flannels => RouteProtocol::Boot,
+    };
+    message.attributes.push(RouteAttribute::Priority(default_priority(subnet)));
     (RouteNetlinkMessage::DelRoute(message), CHANGE)
 }
 
@@ -213,6 +219,14 @@ fn route_message(index: IfIndex, subnet: &IpNet, route: &Route) -> RouteMessage 
     message.attributes.push(RouteAttribute::Gateway(route.via.into()));
     message.attributes.push(RouteAttribute::Oif(index.0));
     message
+}
+
+/// The metric of a route that was given none.
+pub(crate) fn default_priority(subnet: &IpNet) -> u32 {
+    match Family::of(subnet) {
+        Family::V4 => 0,
+        Family::V6 => 1024,
+    }
 }
 
 fn family(address: IpAddr) -> AddressFamily {

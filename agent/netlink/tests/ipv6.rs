@@ -65,7 +65,7 @@ fn a_container_that_cannot_write_settings_is_warned_and_programs_everything_else
     let texts: Vec<String> = report.warnings.iter().map(|warning| warning.error.to_string()).collect();
     let text = |link: &str| {
         format!(
-            "cannot set /proc/sys/net/ipv6/conf/{link}/accept_ra to 0: Read-only file system (os error 30)"
+            "cannot set /proc/sys/net/ipv6/conf/{link}/accept_ra to 0: Read-only file system (os error 30); a container may not: set it on the node itself"
         )
     };
     assert_eq!(texts, [text("flannel-v6.1"), text("flannel.1")]);
@@ -81,7 +81,9 @@ fn n19_a_container_that_cannot_switch_forwarding_on_says_so_and_lives_on() {
     let paths = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
     assert_eq!(report.failures.len(), paths.len(), "{report:#?}");
     for (failure, path) in report.failures.iter().zip(paths) {
-        let expected = format!("cannot set /proc/sys/{path} to 1: Read-only file system (os error 30)");
+        let expected = format!(
+            "cannot set /proc/sys/{path} to 1: Read-only file system (os error 30); a container may not: set it on the node itself"
+        );
         assert_eq!(failure.error.to_string(), expected);
         assert_eq!(failure.error.recovery(), Recovery::Resync);
     }

@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use podway_netlink::{Error, ROUTE_PROTOCOL};
-use podway_overlay::{Family, LinkKind, Mac, Mtu, Node, Op, Peering, Settings, Vni};
+use podway_overlay::{Backend, Family, LinkKind, Mac, Mtu, Node, Op, Peering, Settings, Vni};
 use support::{Namespace, Pair, configured, link, net, node, overlay};
 
 #[test]
@@ -294,6 +294,55 @@ fn n14_a_route_of_somebody_else_to_a_peers_subnet_is_named_and_stays() {
     );
     assert!(pair.nodes[0].ip("route").contains("10.244.2.0/24 via 192.0.2.9 dev eth0 proto static"));
     assert!(pair.nodes[0].ip("-6 route").contains("fd00:0:0:2::/64 via"), "the other family goes on");
+}
+
+#[test]
+fn n20_a_route_of_somebody_else_stays_though_it_leads_the_same_way() {
+    for (backend, way) in [
+        (Backend::Vxlan, ["via 10.244.2.0 dev flannel.1 onlink", "via fd00:0:0:2:: dev flannel-v6.1 onlink"]),
+        (Backend::HostGw, ["via 192.0.2.2 dev eth0", "via 2001:db8::2 dev eth0"]),
+    ] {
+        let pair = Pair::new();
+        let ours = &pair.nodes[0];
+        let networks = vec![net("10.244.0.0/16"), net("fd00::/48")];
+        let mut overlay =
+            configured(ours, Settings { backend, ..Settings::new("node-1", networks, Peering::Derived) });
+        overlay.apply(&"node-2".into(), None);
+        ours.reconcile(&mut overlay);
+        let subnets = ["10.244.2.0/24", "fd00:0:0:2::/64"];
+        for (subnet, way) in subnets.into_iter().zip(way) {
+            ours.ip(&format!("route add {subnet} {way} proto static"));
+            ours.ip(&format!("route add {subnet} {way} proto static metric 50"));
+            ours.ip(&format!("route add {subnet} {way} proto static metric 2000"));
+        }
+        let routes = || [ours.ip("-4 route"), ours.ip("-6 route")];
+        let before = routes();
+
+        overlay.apply(&"node-2".into(), Some(&node(2)));
+        let report = ours.run(&overlay.changes().unwrap());
+        let named = |failure: &podway_netlink::Failure| failure.error.to_string().contains("protocol 4");
+        assert!(report.failures.len() == 2 && report.failures.iter().all(named), "{report:?}");
+        assert_eq!(routes(), before, "not taken over");
+
+        overlay.apply(&"node-2".into(), None);
+        ours.change(&mut overlay);
+        assert_eq!(routes(), before, "nor removed in place of ours");
+
+        for (subnet, way) in subnets.into_iter().zip(way) {
+            ours.ip(&format!("route del {subnet} {way} proto static metric {}", default_metric(subnet)));
+        }
+        let before = routes();
+        overlay.apply(&"node-2".into(), Some(&node(2)));
+        ours.change(&mut overlay);
+        assert_eq!(ours.observe(&overlay).rows.routes.len(), 2);
+        overlay.apply(&"node-2".into(), None);
+        ours.change(&mut overlay);
+        assert_eq!(routes(), before, "ours alone went");
+    }
+}
+
+fn default_metric(subnet: &str) -> u32 {
+    if subnet.contains(':') { 1024 } else { 0 }
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl fmt::Display for Op {
             Self::SetFdb(key, underlay) => write!(f, "set FDB entry {key} to {underlay}"),
             Self::RemoveFdb(key, underlay) => write!(f, "remove FDB entry {key} to {underlay}"),
             Self::SetRoute(subnet, route) => write!(f, "set route {subnet} {route}"),
-            Self::RemoveRoute(subnet, route) => write!(f, "remove route {subnet} {route}"),
+            Self::RemoveRoute(subnet, route, _) => write!(f, "remove route {subnet} {route}"),
             Self::SetBlackhole(subnet) => write!(f, "set blackhole route {subnet}"),
             Self::RemoveBlackhole(subnet) => write!(f, "remove blackhole route {subnet}"),
             Self::SetOffload(link, on) => {

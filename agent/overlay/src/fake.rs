@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::observed::{LinkKind, LinkState, Observed, VxlanState};
-use crate::ops::{Op, Sysctl};
+use crate::ops::{Op, Sysctl, Whose};
 use crate::plan::{Route, VxlanLink};
 use crate::units::{Family, IfIndex, LinkName};
 
@@ -74,7 +74,7 @@ impl FakeKernel {
             }
             Op::RemoveFdb(key, _) => drop(rows.fdb.remove(key).ok_or(Refusal::Missing)?),
             Op::SetRoute(subnet, route) => return self.set_route(subnet, route),
-            Op::RemoveRoute(subnet, route) => return self.remove_route(subnet, route),
+            Op::RemoveRoute(subnet, route, whose) => return self.remove_route(subnet, route, *whose),
             Op::SetBlackhole(subnet) => drop(self.state.blackholes.insert(*subnet)),
             Op::RemoveBlackhole(subnet) => {
                 self.state.blackholes.remove(subnet).then_some(()).ok_or(Refusal::Missing)?;
@@ -146,9 +146,11 @@ impl FakeKernel {
         Ok(())
     }
 
-    fn remove_route(&mut self, subnet: &IpNet, route: &Route) -> Result<(), Refusal> {
-        let Observed { rows, flannel_routes, .. } = &mut self.state;
-        let routes = if flannel_routes.contains_key(subnet) { flannel_routes } else { &mut rows.routes };
+    fn remove_route(&mut self, subnet: &IpNet, route: &Route, whose: Whose) -> Result<(), Refusal> {
+        let routes = match whose {
+            Whose::Ours => &mut self.state.rows.routes,
+            Whose::Flannels => &mut self.state.flannel_routes,
+        };
         match routes.get(subnet) {
             Some(found) if found == route => drop(routes.remove(subnet)),
             _ => return Err(Refusal::Missing),

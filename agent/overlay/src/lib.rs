@@ -82,7 +82,7 @@ pub use net_conf::{BackendKind, NetConf, NetConfBackend, NetConfError, NetConfRa
 pub use node::Node;
 pub use observed::{LinkKind, LinkState, Observed, VxlanState};
 pub use offload::Breakage;
-pub use ops::{Op, Sysctl, WhyRemoved, diff, removal};
+pub use ops::{Op, Sysctl, Whose, WhyRemoved, diff, removal};
 pub use overlaps::{Addressing, Claimant, HostNet, Overlap, Severity, overlaps};
 pub use overlay::Overlay;
 pub use peer::Vtep;

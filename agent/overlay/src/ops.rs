@@ -52,16 +52,25 @@ pub enum Op {
     SetFdb(FdbKey, IpAddr),
     /// Removes a VXLAN forwarding entry to this address.
     RemoveFdb(FdbKey, IpAddr),
-    /// Adds a route, or replaces one of ours or one that leads the same way.
+    /// Adds a route, or replaces one of ours or of flannel's.
     SetRoute(IpNet, Route),
-    /// Removes this very route.
-    RemoveRoute(IpNet, Route),
+    /// Removes this very route; one of anybody else that leads the same way stays.
+    RemoveRoute(IpNet, Route, Whose),
     /// Adds a route of the greatest metric by which packets to this subnet lead nowhere.
     SetBlackhole(IpNet),
     /// Removes it.
     RemoveBlackhole(IpNet),
     /// Leaves the checksums of a VXLAN link to the network card, or to the kernel.
     SetOffload(LinkName, bool),
+}
+
+/// Whose a route is, told by its protocol number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// One of ours.
+    Ours,
+    /// One that flannel left on a link that is ours now.
+    Flannels,
 }
 
 /// Why a link is removed.
@@ -139,7 +148,11 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
 /// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, unless flannel
 /// has them.
 pub fn removal(observed: &Observed) -> Vec<Op> {
-    let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
+    let routes = observed
+        .rows
+        .routes
+        .iter()
+        .map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone(), Whose::Ours));
     let ours = observed.links.iter().filter(|(_, state)| state.ours && !observed.are_flannels());
     let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
     let blackholes = observed.blackholes.iter().copied().map(Op::RemoveBlackhole);
@@ -160,7 +173,7 @@ pub(crate) fn rows(wanted: &Rows, found: &Rows) -> Vec<Op> {
 
     let mut ops = Vec::with_capacity(new.len() + changed.len() + fdb.len() + routes.len());
     let gone = routes.remove.iter().filter_map(|subnet| found.routes.get_key_value(subnet));
-    ops.extend(gone.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())));
+    ops.extend(gone.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone(), Whose::Ours)));
     ops.extend(new.into_iter().map(|(key, mac)| Op::SetNeighbour(key, mac)));
     ops.extend(fdb.set.into_iter().map(|(key, underlay)| Op::SetFdb(key, underlay)));
     ops.extend(changed.into_iter().map(|(key, mac)| Op::SetNeighbour(key, mac)));
@@ -202,7 +215,7 @@ fn stale_flannel_routes(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     let stale = observed.flannel_routes.iter().filter(|(subnet, route)| {
         plan.links.contains_key(&route.link) && !plan.rows.routes.contains_key(subnet)
     });
-    stale.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())).collect()
+    stale.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone(), Whose::Flannels)).collect()
 }
 
 /// Links of ours without a place in the plan: those whose VNI a planned link needs, and the others.
