@@ -50,6 +50,8 @@ pub(crate) struct Neighbour {
     pub(crate) is_fdb: bool,
     pub(crate) address: Option<IpAddr>,
     pub(crate) mac: Option<Mac>,
+    /// It is in the table of the bridge that the link is in, not in the link's own.
+    pub(crate) is_bridges: bool,
     state: u16,
 }
 
@@ -332,12 +334,14 @@ pub(crate) fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
         is_fdb: message.header.family == AddressFamily::Bridge,
         address: None,
         mac: None,
+        is_bridges: false,
         state: u16::from(message.header.state),
     };
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(address) => entry.address = neighbour_address(address),
             NeighbourAttribute::LinkLayerAddress(octets) => entry.mac = mac(octets),
+            NeighbourAttribute::Controller(_) => entry.is_bridges = true,
             _ => {}
         }
     }

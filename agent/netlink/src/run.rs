@@ -16,8 +16,8 @@ use crate::broken::{Broken, link_of};
 use crate::dump::{self, Link, RouteEntry, Routes};
 use crate::error::{Error, PortUser};
 use crate::netlink::Netlink;
-use crate::observe::{flannels_hop, sysctl_path};
-use crate::render::{self, Request, default_priority};
+use crate::observe::{flannels_hop, is_plain, sysctl_path};
+use crate::render::{self, Request};
 
 /// What came of the steps.
 #[derive(Debug, Default)]
@@ -181,7 +181,7 @@ impl Run<'_> {
                 let Some(index) = self.index(name).await? else {
                     return Err(Error::NoLink { operation: op.to_string(), link: name.clone() });
                 };
-                self.ask(op, render::set_link(index, None, None)).await
+                self.ask(op, render::mark(index)).await
             }
             Op::RemoveLink { name, why } => {
                 self.indexes.clear();
@@ -208,9 +208,22 @@ impl Run<'_> {
             }
             (Op::AddLink { name, link }, Refusal::Exists) => self.explain_link(op, name, link, cause).await,
             (Op::AddLink { link, .. }, Refusal::Forbidden) => self.explain_ipv6(op, link, cause).await,
+            (Op::SetLink { name, tunnel: Some(_), .. }, _) => self.give_up(op, name, cause).await,
             (Op::LinkUp(name), Refusal::InUse) => self.explain_port(op, name, cause).await,
             _ => Err(Error::refused(op, cause)),
         }
+    }
+
+    /// A kernel that cannot change a link in place has it made again, by the steps that follow upon this failure.
+    async fn give_up(&mut self, op: &Op, name: &LinkName, cause: io::Error) -> Result<(), Error> {
+        let refused = Error::refused(op, cause);
+        let Some(index) = self.index(name).await? else { return Err(refused) };
+        let why = WhyRemoved::Unfit(refused.to_string());
+        let removal = Op::RemoveLink { name: name.clone(), why };
+        self.netlink.asked().note(std::slice::from_ref(&removal));
+        self.ask(&removal, render::remove_link(index)).await?;
+        self.finish(&removal).await?;
+        Err(refused)
     }
 
     /// The link may be there as wanted, left by an earlier try; else another one has the VNI on this port.
@@ -271,11 +284,11 @@ impl Run<'_> {
         };
         // The kernel has one, for it refused ours: if the list has none, the list is old.
         let mut routes = self.routes_to(subnet).await?;
-        if !routes.iter().any(in_the_way) {
+        if !routes.iter().any(is_plain) {
             *self.routes.get_mut(Family::of(subnet)) = None;
             routes = self.routes_to(subnet).await?;
         }
-        let foreign = |entry: &&RouteEntry| in_the_way(entry) && !self.is_replaceable(entry, route, index);
+        let foreign = |entry: &&RouteEntry| is_plain(entry) && !self.is_replaceable(entry, route, index);
         if let Some(entry) = routes.iter().find(foreign) {
             return Err(Error::ForeignRoute { subnet: *subnet, found: self.describe(entry) });
         }
@@ -322,7 +335,10 @@ impl Run<'_> {
         if self.routes.get(family).is_none() && self.asked_for < AT_MOST_ASKED_FOR {
             self.asked_for += 1;
             let found = dump::route_to(self.netlink, subnet).await?;
-            if let Some(entry) = found.filter(|entry| entry.destination == *subnet && in_the_way(entry)) {
+            let tells = |entry: &RouteEntry| {
+                entry.destination == *subnet && is_plain(entry) && entry.only_hop().is_some()
+            };
+            if let Some(entry) = found.filter(tells) {
                 return Ok(vec![entry]);
             }
         }
@@ -402,7 +418,9 @@ impl Refusal {
 
 fn request_on(op: &Op, index: IfIndex) -> Option<Request> {
     Some(match op {
-        Op::SetLink { mtu, mac, .. } => render::set_link(index, *mtu, *mac),
+        Op::SetLink { mtu, mac, tunnel, release, .. } => {
+            render::set_link(index, *mtu, *mac, tunnel.as_ref(), *release)
+        }
         Op::LinkUp(_) => render::link_up(index),
         Op::RemoveLink { .. } => render::remove_link(index),
         Op::AddAddress(_, address) => render::add_address(index, address),
@@ -439,11 +457,6 @@ fn is_harmless(op: &Op) -> bool {
     matches!(op, Op::SetSysctl(Sysctl::AcceptRa(_) | Sysctl::RpFilter(_)) | Op::SetOffload(..))
 }
 
-/// Whether the kernel will not have one of ours beside it.
-fn in_the_way(entry: &RouteEntry) -> bool {
-    entry.tos == 0 && entry.priority == default_priority(&entry.destination)
-}
-
 /// The same error once more.
 fn again(cause: &io::Error) -> io::Error {
     match cause.raw_os_error() {
@@ -460,7 +473,7 @@ fn write_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
         Ok(()) => {
             match sysctl {
                 Sysctl::AcceptRa(_) | Sysctl::RpFilter(_) => {}
-                Sysctl::Forwarding(_) => tracing::info!("{path} is now {value}"),
+                Sysctl::Forwarding(_) | Sysctl::LinkForwarding(..) => tracing::info!("{path} is now {value}"),
                 Sysctl::KeepRa(link) => tracing::info!(
                     "{path} is now {value}: {link} keeps its default route when forwarding is switched on"
                 ),

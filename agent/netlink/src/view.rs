@@ -259,6 +259,10 @@ impl View {
 
     fn remove_neighbour(&mut self, message: &NeighbourMessage) {
         let entry = dump::read_neighbour(message);
+        // What the link has learnt ages.
+        if entry.is_fdb && !entry.is_permanent() {
+            return;
+        }
         self.note_entry(&entry, |link| match entry.is_fdb {
             true => Some(Expected::FdbRemoved(link, entry.mac?, entry.address?)),
             false => Some(Expected::NeighbourRemoved(link, entry.address?)),
@@ -267,7 +271,7 @@ impl View {
 
     fn note_entry(&mut self, entry: &Neighbour, expected: impl Fn(LinkName) -> Option<Expected>) {
         let Some(known) = self.links.get(&entry.link).filter(|known| self.is_ours(known)) else { return };
-        if !entry.is_fdb && entry.address.is_none_or(|address| address.is_multicast()) {
+        if entry.is_bridges || !entry.is_fdb && entry.address.is_none_or(|address| address.is_multicast()) {
             return;
         }
         let name = &known.link.name;
@@ -345,7 +349,8 @@ fn is_strange(requests: &mut Requests, before: Option<&Known>, after: Option<&Kn
     unexpected
         || (link.mtu, link.mac, link.up) != (mtu, mac, up)
         || !marked
-        || (&link.kind, name) != (&was.link.kind, &was.link.name)
+        || (&link.kind, name) != (&asked.kind(&was.link.kind), &was.link.name)
+        || link.controller.is_some() && link.controller != was.link.controller
         || has_strange_addresses(requests, name, &was.addresses, &after.addresses)
 }
 

@@ -60,6 +60,14 @@ fn n13_whatever_somebody_does_to_what_is_ours_is_noticed() {
             ("route del 10.244.2.0/24", OVERLAY),
             ("-6 route del fd00:0:0:2::/64", OVERLAY),
             ("route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink mtu 1300 proto 105", OVERLAY),
+            (
+                "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink src 192.0.2.1 proto 105",
+                OVERLAY,
+            ),
+            (
+                "-6 route change fd00:0:0:2::/64 via fd00:0:0:2:: dev flannel-v6.1 onlink mtu 1300 proto 105",
+                OVERLAY,
+            ),
             ("neigh del 10.244.2.0 dev flannel.1", OVERLAY),
             ("neigh replace 10.244.2.0 lladdr 0a:00:00:00:00:09 dev flannel.1", OVERLAY),
             ("-6 neigh del fd00:0:0:2:: dev flannel-v6.1", OVERLAY),
@@ -70,6 +78,9 @@ fn n13_whatever_somebody_does_to_what_is_ours_is_noticed() {
             ("link set flannel.1 address 0a:00:00:00:00:01", OVERLAY),
             ("link set flannel.1 alias theirs", OVERLAY),
             ("link set flannel.1 type vxlan learning", OVERLAY),
+            ("link set flannel.1 type vxlan id 1 local 192.0.2.77", OVERLAY),
+            ("link add br7 address 02:00:00:00:00:07 type bridge", NOTHING),
+            ("link set flannel.1 master br7", OVERLAY),
             ("link set flannel.1 down", OVERLAY),
             ("link del flannel.1", OVERLAY),
             ("link del flannel-v6.1", OVERLAY),
@@ -87,6 +98,7 @@ fn n13_a_forwarding_entry_that_somebody_removes_changes_or_adds_is_noticed() {
         assert_eq!(drift(&mut watch).await, NOTHING);
         let shown = pair.nodes[0].bridge("fdb show dev flannel.1");
         let mac = shown.split_whitespace().next().unwrap().to_owned();
+        let before = state(&pair.nodes[0]);
         for words in [
             format!("fdb del {mac} dev flannel.1 dst 192.0.2.2 self"),
             format!("fdb replace {mac} dev flannel.1 dst 192.0.2.77 self permanent"),
@@ -96,7 +108,24 @@ fn n13_a_forwarding_entry_that_somebody_removes_changes_or_adds_is_noticed() {
             assert_eq!(drift(&mut watch).await, OVERLAY, "{words}");
             reconcile(&netlink, &mut overlay).await;
             assert_eq!(drift(&mut watch).await, NOTHING, "{words}: repaired");
+            assert_eq!(state(&pair.nodes[0]), before, "{words}: repaired");
         }
+    });
+}
+
+#[test]
+fn n13_forwarding_entries_that_a_learning_link_forgets_are_nobodys_doing() {
+    let pair = Pair::new();
+    let host = &pair.nodes[0];
+    let networks = vec![net("10.244.0.0/16"), net("fd00::/48")];
+    let settings = Settings { learning: true, ..Settings::new("node-1", networks, Peering::Derived) };
+    let mut overlay = configured(host, settings);
+    watching(&pair, async |netlink, mut watch| {
+        reconcile(&netlink, &mut overlay).await;
+        assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING);
+        host.bridge("fdb add 0a:00:00:00:00:09 dev flannel.1 dst 192.0.2.9 self dynamic");
+        host.bridge("fdb del 0a:00:00:00:00:09 dev flannel.1 dst 192.0.2.9 self");
+        assert_eq!(drift(&mut watch).await, NOTHING);
     });
 }
 
@@ -198,6 +227,10 @@ fn n19_switched_off_forwarding_and_strict_filtering_are_noticed() {
             ("ipv4/ip_forward=1", NOTHING),
             ("ipv6/conf/all/forwarding=0", SETTINGS),
             ("ipv6/conf/all/forwarding=1", NOTHING),
+            ("ipv4/conf/eth0/forwarding=0", SETTINGS),
+            ("ipv4/conf/flannel.1/forwarding=0", SETTINGS),
+            ("ipv6/conf/eth0/forwarding=0", SETTINGS),
+            ("ipv6/conf/flannel-v6.1/forwarding=0", SETTINGS),
             ("ipv4/conf/all/rp_filter=1", SETTINGS),
             ("ipv4/conf/all/rp_filter=2", NOTHING),
             ("ipv4/conf/flannel.1/rp_filter=1", SETTINGS),
@@ -350,14 +383,40 @@ fn each_gives(changes: &[(&str, Drift)], make: fn(&Namespace, &str) -> String) {
         reconcile(&netlink, &mut overlay).await;
         assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING);
         for (words, expected) in changes {
+            let before = (state(&pair.nodes[0]), forwarding(&pair.nodes[0]));
             make(&pair.nodes[0], words);
             assert_eq!(drift(&mut watch).await, *expected, "{words}");
-            if expected.overlay {
+            if expected.overlay || expected.settings {
                 reconcile(&netlink, &mut overlay).await;
                 assert_eq!(drift(&mut watch).await, NOTHING, "{words}: repaired");
             }
+            // What becomes of the machine's own interfaces and routes is the machine's affair.
+            if (expected.overlay || expected.settings) && !expected.interfaces && !expected.host_routes {
+                assert_eq!((state(&pair.nodes[0]), forwarding(&pair.nodes[0])), before, "{words}: repaired");
+            }
         }
     });
+}
+
+/// All that the namespace has, save for the numbers of links, and for IPv6's link-local addresses, which take their time.
+fn state(namespace: &Namespace) -> Vec<String> {
+    let everything = namespace.everything();
+    let unnumbered = |line: &str| {
+        let number = line.split_once(": ").filter(|(number, _)| number.parse::<u32>().is_ok());
+        number.map_or(line, |(_, rest)| rest).to_owned()
+    };
+    let mut lines: Vec<String> =
+        everything.lines().filter(|line| !line.contains("fe80:")).map(unnumbered).collect();
+    lines.sort();
+    lines
+}
+
+/// Whether packets are forwarded, by family and link.
+fn forwarding(namespace: &Namespace) -> Vec<String> {
+    let of = |link: &str| [format!("ipv4/conf/{link}/forwarding"), format!("ipv6/conf/{link}/forwarding")];
+    let paths = ["all", "eth0", "flannel.1", "flannel-v6.1"].into_iter().flat_map(of);
+    let read = |path: String| std::fs::read_to_string(format!("/proc/sys/net/{path}")).unwrap() + &path;
+    namespace.inside(|| paths.map(read).collect())
 }
 
 /// Runs `job` in node 1 with a socket and a watch that follows its pod network.
@@ -371,7 +430,7 @@ fn watching(pair: &Pair, job: impl AsyncFnOnce(Netlink, Watch) + Send) {
 }
 
 async fn reconcile(netlink: &Netlink, overlay: &mut Overlay) {
-    let ops = overlay.reconcile(&netlink.observe(&overlay.link_names()).await.unwrap());
+    let ops = overlay.reconcile(&netlink.observe(&overlay.sought()).await.unwrap());
     let report = netlink.run(&ops).await;
     assert_eq!(report.done, ops.len(), "{report:#?}");
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ops::{Op, WhyRemoved};
+use crate::ops::{Op, Tunnel, WhyRemoved};
 use crate::plan::{FdbKey, NeighbourKey, Route};
 
 impl fmt::Display for Op {
@@ -15,8 +15,10 @@ impl fmt::Display for Op {
                     link.vni, link.port, link.local
                 )
             }
-            Self::SetLink { name, mtu, mac } => {
+            Self::SetLink { name, mtu, mac, tunnel, release } => {
                 write!(f, "set link {name}")?;
+                tunnel.map_or(Ok(()), |tunnel| write!(f, "{tunnel}"))?;
+                release.then_some(()).map_or(Ok(()), |()| f.write_str(" nomaster"))?;
                 mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))?;
                 mac.map_or(Ok(()), |mac| write!(f, " address {mac}"))
             }
@@ -37,6 +39,13 @@ impl fmt::Display for Op {
                 write!(f, "switch checksum offload of link {link} {}", if *on { "on" } else { "off" })
             }
         }
+    }
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let learning = if self.learning { "learning" } else { "nolearning" };
+        write!(f, " local {} dev {} {learning}", self.local, self.lower.0)
     }
 }
 

@@ -44,9 +44,15 @@ impl FakeKernel {
         let rows = &mut self.state.rows;
         match op {
             Op::AddLink { name, link } => return self.add_link(name, link),
-            Op::SetLink { name, mtu, mac } => {
+            Op::SetLink { name, mtu, mac, tunnel, release } => {
                 let state = self.state.links.get_mut(name).ok_or(Refusal::Missing)?;
                 state.ours = true;
+                state.enslaved &= !release;
+                if let (Some(tunnel), LinkKind::Vxlan(found)) = (tunnel, &mut state.kind) {
+                    found.local = Some(tunnel.local);
+                    found.lower = Some(tunnel.lower);
+                    found.learning = tunnel.learning;
+                }
                 state.mtu = mtu.unwrap_or(state.mtu);
                 if mac.is_some() {
                     state.mac = *mac;
@@ -98,6 +104,7 @@ impl FakeKernel {
             mtu: link.mtu,
             mac: Some(link.mac),
             up: false,
+            enslaved: false,
             ours: true,
             addresses: Default::default(),
             offload: Some(true),
@@ -143,6 +150,7 @@ impl FakeKernel {
         }
         self.state.flannel_routes.remove(subnet);
         self.state.rows.routes.insert(*subnet, route.clone());
+        self.state.altered_routes.remove(subnet);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::host::{Host, RoutingTable};
 use crate::index::Index;
 use crate::local::{Base, Local};
 use crate::node::Node;
-use crate::observed::Observed;
+use crate::observed::{Observed, Sought};
 use crate::offload::{self, Breakage};
 use crate::ops::{self, Op};
 use crate::peer::{Reading, Vtep};
@@ -77,9 +77,14 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// The links to observe.
+    /// The names of our links.
     pub fn link_names(&self) -> BTreeSet<LinkName> {
         self.names.iter().map(|(_, name)| name.clone()).collect()
+    }
+
+    /// What to observe.
+    pub fn sought(&self) -> Sought {
+        Sought { links: self.link_names(), external: self.external() }
     }
 
     /// Takes facts about this machine. If they change a link, [`Self::changes`] asks for a look at the kernel; if only
@@ -135,8 +140,11 @@ impl Overlay {
 
     /// What the kernel should hold.
     pub fn plan(&self) -> OverlayPlan {
-        let mut plan =
-            OverlayPlan { pod_networks: self.settings.pod_networks.clone(), ..OverlayPlan::default() };
+        let mut plan = OverlayPlan {
+            pod_networks: self.settings.pod_networks.clone(),
+            external: self.external(),
+            ..OverlayPlan::default()
+        };
         for family in Family::BOTH.into_iter().filter(|family| self.settings.has(*family)) {
             let Some(base) = self.local.bases.get(family) else {
                 *plan.held.get_mut(family) = Some(Held { link: self.names.get(family).clone() });
@@ -257,6 +265,10 @@ impl Overlay {
         }
         let mtu = self.settings.inner_mtu(host.external.mtu);
         Some(SubnetEnv::new(&self.settings, &self.local.subnets, mtu, ip_masq))
+    }
+
+    fn external(&self) -> Option<LinkName> {
+        self.host.as_ref().map(|host| host.external.name.clone())
     }
 
     /// Works out this machine's own part anew; if more of it differs than what is wrong with it, every peer is judged

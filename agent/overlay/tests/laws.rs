@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podway_overlay::{
-    Backend, ExternalInterface, FakeKernel, Family, FdbKey, Host, HostRoute, IfIndex, LinkName, Mac, Mtu,
-    NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl, removal,
+    Backend, ExternalInterface, FakeKernel, Family, FdbKey, Host, HostRoute, IfIndex, LinkKind, LinkName,
+    Mac, Mtu, NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl,
+    VxlanState, removal,
 };
 use proptest::prelude::*;
 
@@ -144,6 +145,7 @@ proptest! {
             for (name, link) in &plan.links {
                 let state = &observed.links[name];
                 prop_assert!(state.up && state.ours && state.mismatch(link).is_none());
+                prop_assert_eq!(&state.kind, &LinkKind::Vxlan(VxlanState::from(link)));
                 prop_assert_eq!((state.mtu, state.mac), (link.mtu, Some(link.mac)));
                 prop_assert_eq!(&state.addresses, &BTreeSet::from([IpNet::from(link.address)]));
             }
