@@ -43,9 +43,11 @@ const OVERLAY: Group = Group {
         "cni",
         "etcd",
         "events",
+        "faults",
         "flannel",
         "forward",
         "kube",
+        "manifests",
         "plan",
         "repair",
         "restart",
@@ -82,24 +84,27 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     }
 }
 
-/// A filter that is the name of a group or of a suite selects it as a whole, any other is part of a test's name.
 fn cargo_test(workspace: &Workspace, filter: Option<&str>) -> Result<Command> {
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]);
-    match filter {
-        Some(word) if word == OVERLAY.name => {
-            cargo.args(["--lib", "--bins"]);
-            OVERLAY.suites_in(workspace)?.iter().for_each(|suite| drop(cargo.args(["--test", suite])));
-        }
-        Some(word) if suites(workspace)?.contains(word) => drop(cargo.args(["--test", word])),
-        Some(word) => drop(cargo.arg(word)),
-        None => {}
-    }
+    cargo.args(selection(workspace, filter)?);
     cargo.args(["--", TEST_THREADS]);
     if io::stdout().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always").arg("--color=always");
     }
     Ok(cargo)
+}
+
+/// A filter that is the name of a group or of a suite selects it as a whole, any other is part of a test's name.
+fn selection(workspace: &Workspace, filter: Option<&str>) -> Result<Vec<String>> {
+    let Some(word) = filter else { return Ok(Vec::new()) };
+    let suite = |name: &str| ["--test".to_owned(), name.to_owned()];
+    if word == OVERLAY.name {
+        let chosen = OVERLAY.suites_in(workspace)?;
+        let units = ["--lib".to_owned(), "--bins".to_owned()];
+        return Ok(units.into_iter().chain(chosen.iter().flat_map(|name| suite(name))).collect());
+    }
+    Ok(if suites(workspace)?.contains(word) { suite(word).to_vec() } else { vec![word.to_owned()] })
 }
 
 /// The suites by name: the files and folders in any package's `tests`.
@@ -269,6 +274,19 @@ mod tests {
             assert!(suites.contains(name), "{name}: {suites:?}");
         }
         assert!(!suites.contains("services"), "{suites:?}");
+    }
+
+    #[test]
+    fn a_group_a_suite_and_a_part_of_a_name_are_told_apart() {
+        let line = |filter| {
+            let cargo = cargo_test(&Workspace::find().unwrap(), Some(filter)).unwrap();
+            cargo.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        };
+        let group = line("overlay");
+        assert!(group.contains(" --lib --bins ") && group.contains(" --test overlay "), "{group}");
+        assert!(group.contains(" --test takeover ") && group.contains(" --test laws "), "{group}");
+        assert!(line("takeover").contains(" --test takeover -- "), "{}", line("takeover"));
+        assert!(line("n6_host").contains(" n6_host -- "), "{}", line("n6_host"));
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub enum Error {
     /// A step of the assignment of subnets failed; trying again may help, unless [`is_final`](Error::is_final).
     #[error("{step}: {cause}")]
     Assign {
-        /// What was tried, such as `creating Lease kube-system/podway-subnet-10-77-1-0-24`.
+        /// What was tried, such as `creating Lease podway-subnets/podway-subnet-10-77-1-0-24`.
         step: String,
         /// The server's answer, or why there is none.
         cause: String,

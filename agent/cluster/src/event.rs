@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use podway_overlay::Node;
 use podway_proxy::{EndpointSlice, ObjectName, Service};
 
@@ -17,6 +18,8 @@ pub enum Event {
     EndpointSlice(ObjectName, Option<EndpointSlice>),
     /// A Node appeared, changed or went.
     Node(Arc<str>, Option<Node>),
+    /// A ServiceCIDR appeared, changed or went: addresses that Services may get.
+    ServiceCidr(Arc<str>, Option<Vec<IpNet>>),
     /// What could be read of the first list of a kind is through, and some could not: a file is broken, unreadable or
     /// being written. What was told may be programmed; what was not told may exist, so nothing may be removed for
     /// it. Sent at most once a kind and only before [`Event::Synced`]; an API server's lists are whole or not told.
@@ -26,6 +29,14 @@ pub enum Event {
     Synced(Kind),
     /// Something could not be used; the rest goes on.
     Problem(Problem),
+    /// A server was lost, or answers again: told once for each of both, beside the [`Event::Problem`]s that remind of
+    /// it. What was told before stands meanwhile. At the start a server is taken to answer.
+    Contact {
+        /// Which: `API server https://192.0.2.1:6443`, `etcd`.
+        server: String,
+        /// Why it was lost; `None` when it answers.
+        lost: Option<String>,
+    },
 }
 
 /// A kind of object that is watched.
@@ -37,6 +48,8 @@ pub enum Kind {
     EndpointSlice,
     /// Nodes.
     Node,
+    /// ServiceCIDRs; a cluster that does not have them is synced without any.
+    ServiceCidr,
 }
 
 /// Input that could not be used, named so that its owner can mend it.

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
@@ -143,6 +144,21 @@ pub(crate) struct NodeAddress {
     #[serde(rename = "type")]
     pub(crate) type_: Option<String>,
     pub(crate) address: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Resource)]
+#[resource(inherit = "networking::ServiceCIDR")]
+#[serde(default)]
+pub(crate) struct ServiceCidr {
+    #[serde(deserialize_with = "slim_metadata")]
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: Option<ServiceCidrSpec>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ServiceCidrSpec {
+    pub(crate) cidrs: Option<Vec<String>>,
 }
 
 /// Reads a `metadata`, keeping the labels and annotations that some decision looks at.

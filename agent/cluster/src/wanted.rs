@@ -12,6 +12,8 @@ pub struct Wanted {
     pub services: bool,
     /// Which Nodes.
     pub nodes: Nodes,
+    /// ServiceCIDRs.
+    pub service_cidrs: bool,
 }
 
 /// Which Nodes are wanted.
@@ -28,13 +30,14 @@ pub enum Nodes {
 impl Wanted {
     /// All there is.
     pub fn everything() -> Self {
-        Self { services: true, nodes: Nodes::All }
+        Self { services: true, nodes: Nodes::All, service_cidrs: true }
     }
 
     /// The kinds of which anything is wanted.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let services = [Kind::Service, Kind::EndpointSlice].into_iter().filter(|_| self.services);
-        services.chain((self.nodes != Nodes::None).then_some(Kind::Node)).collect()
+        let nodes = (self.nodes != Nodes::None).then_some(Kind::Node);
+        services.chain(nodes).chain(self.service_cidrs.then_some(Kind::ServiceCidr)).collect()
     }
 
     pub(crate) fn includes(&self, key: &Key) -> bool {
@@ -43,6 +46,7 @@ impl Wanted {
             (Key::Node(_), Nodes::All) => true,
             (Key::Node(name), Nodes::Only(wanted)) => name == wanted,
             (Key::Node(_), Nodes::None) => false,
+            (Key::ServiceCidr(_), _) => self.service_cidrs,
         }
     }
 }

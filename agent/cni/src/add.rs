@@ -43,7 +43,8 @@ struct Way {
     gateway: IpAddr,
 }
 
-/// Attaches the pod. Fails if it is attached already; what a killed ADD left is replaced. On a failure nothing is left.
+/// Attaches the pod. Fails if it is attached already, or if a link that is not its own has its name; what a killed ADD
+/// left is replaced. On a failure nothing is left.
 pub(crate) fn add(network: &Network, pod: &Pod) -> Result<Outcome, Error> {
     let node = NodeSubnets::read(&network.subnet_file)?;
     let namespace = Namespace::open(&pod.netns)?;
@@ -74,6 +75,10 @@ fn reserve(
             let addresses = store.reservations.of(&pod.attachment).unwrap_or_default().to_vec();
             let (container, ifname) = (pod.attachment.container.clone(), pod.attachment.ifname.clone());
             return Err(Error::Attached { container, ifname, addresses });
+        }
+        if !pod.attachment.may_be(&network.name, &found) {
+            let owner = found.alias.unwrap_or_default();
+            return Err(Error::LinkTaken { link: link.to_owned(), owner });
         }
         host.delete_link(link)?;
     }

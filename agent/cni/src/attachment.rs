@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::messages::Link;
+
 /// What identifies an attachment within a network. Its order is of no meaning.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Attachment {
@@ -38,6 +40,12 @@ impl Attachment {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
         format!("veth{:011x}", (hash ^ (hash >> 44)) & 0xfff_ffff_ffff)
+    }
+
+    /// Whether a link of the name [`Attachment::link`] is this attachment's: it has its mark, or none yet, as an ADD
+    /// leaves it that was killed.
+    pub(crate) fn may_be(&self, network: &str, link: &Link) -> bool {
+        link.alias.as_ref().map_or(link.veth, |alias| *alias == self.alias(network))
     }
 
     /// The mark that a finished veth pair has on the node, by which GC knows it and `ip link` shows whose it is.

@@ -15,9 +15,9 @@ pub(crate) fn del(network: &Network, attachment: &Attachment) -> Result<(), Erro
     detach(network, attachment, &mut Netlink::open()?)
 }
 
-/// [`del`] over an open socket.
+/// [`del`] over an open socket. A link of that name that belongs to something else stays.
 pub(crate) fn detach(network: &Network, attachment: &Attachment, host: &mut Netlink) -> Result<(), Error> {
-    host.delete_link(&attachment.link(&network.name))?;
+    remove_link(network, attachment, host)?;
     release(network, [attachment])
 }
 
@@ -25,7 +25,7 @@ pub(crate) fn detach(network: &Network, attachment: &Attachment, host: &mut Netl
 pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let mut host = Netlink::open()?;
     let mut failures = Vec::new();
-    let mut delete = |host: &mut Netlink, link: &str| match host.delete_link(link) {
+    let mut note = |removed: Result<(), Error>| match removed {
         Ok(()) => true,
         Err(error) => {
             failures.push(format!("{error}: {}", error.details()));
@@ -34,12 +34,19 @@ pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     };
     let mut stale = stale(network)?;
     // Not under the lock: the kernel takes its time for each.
-    stale.retain(|attachment| delete(&mut host, &attachment.link(&network.name)));
+    stale.retain(|attachment| note(remove_link(network, attachment, &mut host)));
     for link in unreserved_links(network, &mut host)? {
-        delete(&mut host, &link);
+        note(host.delete_link(&link));
     }
     release(network, &stale)?;
     if failures.is_empty() { Ok(()) } else { Err(Error::Leftovers(failures)) }
+}
+
+fn remove_link(network: &Network, attachment: &Attachment, host: &mut Netlink) -> Result<(), Error> {
+    match host.link(&attachment.link(&network.name))? {
+        Some(link) if attachment.may_be(&network.name, &link) => host.delete_link(&link.name),
+        _ => Ok(()),
+    }
 }
 
 fn stale(network: &Network) -> Result<Vec<Attachment>, Error> {

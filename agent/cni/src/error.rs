@@ -37,6 +37,8 @@ pub(crate) enum Error {
     AddressRefused { address: IpAddr, why: String },
     #[error("{container} has {ifname} already")]
     Attached { container: String, ifname: String, addresses: Vec<IpAddr> },
+    #[error("{link} on the node belongs to something else")]
+    LinkTaken { link: String, owner: String },
     #[error("the kernel refused to {operation}")]
     Kernel { operation: String, cause: io::Error },
     #[error("the pod's network is not as it was made")]
@@ -66,6 +68,7 @@ impl Error {
             Self::Kernel { .. } => 103,
             Self::Altered(_) => 104,
             Self::Leftovers(_) => 105,
+            Self::LinkTaken { .. } => 106,
         }
     }
 
@@ -86,6 +89,14 @@ impl Error {
             Self::Attached { addresses, .. } => {
                 let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
                 format!("with {}; a DEL must come before another ADD", addresses.join(" and "))
+            }
+            Self::LinkTaken { link, owner } => {
+                let owner = if owner.is_empty() {
+                    "is no veth".to_owned()
+                } else {
+                    format!("has the alias {owner:?}")
+                };
+                format!("it {owner}; `ip link show {link}` shows it, and nothing was done to it")
             }
             Self::Altered(findings) | Self::Leftovers(findings) => findings.join("; "),
             _ => String::new(),

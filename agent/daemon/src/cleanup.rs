@@ -9,11 +9,15 @@ use crate::config::Config;
 use crate::message;
 use crate::network::{remove_overlay, subnet_file};
 use crate::privilege::require_net_admin;
+use crate::status;
 
 /// Removes tables, links, routes, pinned programs and the subnet file. Goes on after a failure, so that one broken
 /// part does not keep the rest; what failed is named at the end.
 pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     require_net_admin()?;
+    if status::ask(&config.status.socket, "/status").await.is_ok() {
+        bail!("a podway runs on this node and would put everything back: stop it first");
+    }
     let mut failures = Vec::new();
     let mut note = |what: &str, result: Result<()>| match result {
         Ok(()) => info!("removed: {what}"),

@@ -9,9 +9,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::config::CniConfig;
 
@@ -23,6 +27,9 @@ const CONFLIST: &str = "10-podway.conflist";
 
 /// The plugin for hostPort. A chain that names a plugin which is not there fails as a whole.
 const PORTMAP: &str = "portmap";
+
+/// portmap answers within milliseconds; a busy disk may take longer to bring it up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What an operator should know of a written configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,13 +56,16 @@ pub(crate) fn install_plugin(cni: &CniConfig) -> Result<bool> {
 }
 
 /// Writes the network configuration, to be called once the network works. `None` without a directory.
-pub(crate) fn write_conflist(cni: &CniConfig, subnet_file: &Path) -> Result<Option<Conflist>> {
+pub(crate) async fn write_conflist(cni: &CniConfig, subnet_file: &Path) -> Result<Option<Conflist>> {
     let folder = &cni.conf_directory;
     if folder.as_os_str().is_empty() {
         return Ok(None);
     }
     let host_ports = cni.bin_directory.join(PORTMAP).exists();
-    let versions = host_ports.then(|| versions_of(&cni.bin_directory.join(PORTMAP))).flatten();
+    let versions = match host_ports {
+        true => versions_of(&cni.bin_directory.join(PORTMAP)).await,
+        false => None,
+    };
     let text = conflist(subnet_file, host_ports, versions.as_deref());
     let path = folder.join(CONFLIST);
     let write = || -> io::Result<Conflist> {
@@ -108,10 +118,11 @@ fn conflist(subnet_file: &Path, host_ports: bool, portmap_speaks: Option<&[Strin
     format!("{list:#}\n")
 }
 
-/// What a plugin answers to VERSION; `None` if it does not answer as the specification has it.
-fn versions_of(plugin: &Path) -> Option<Vec<String>> {
-    let mut command = std::process::Command::new(plugin);
-    let output = command.env("CNI_COMMAND", "VERSION").stdin(std::process::Stdio::null()).output().ok()?;
+/// What a plugin answers to VERSION; `None` if it does not answer as the specification has it, or not in time.
+async fn versions_of(plugin: &Path) -> Option<Vec<String>> {
+    let mut command = Command::new(plugin);
+    let answer = command.env("CNI_COMMAND", "VERSION").stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()?;
     let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
     serde_json::from_value(answer.get("supportedVersions")?.clone()).ok()
 }
@@ -208,8 +219,9 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
 
-        fn conflist(&self) -> (Conflist, Value) {
-            let written = write_conflist(&self.cni, Path::new("/run/flannel/subnet.env")).unwrap().unwrap();
+        async fn conflist(&self) -> (Conflist, Value) {
+            let subnet_file = Path::new("/run/flannel/subnet.env");
+            let written = write_conflist(&self.cni, subnet_file).await.unwrap().unwrap();
             let text = fs::read_to_string(&written.path).unwrap();
             (written, serde_json::from_str(&text).unwrap())
         }
@@ -234,39 +246,52 @@ mod tests {
         assert_eq!(fs::read_dir(&folders.cni.bin_directory).unwrap().count(), 1, "nothing lies beside it");
     }
 
-    #[test]
-    fn n11_the_chain_has_portmap_where_there_is_one_and_the_newest_version_where_it_speaks_that() {
+    #[tokio::test]
+    async fn n11_the_chain_has_portmap_where_there_is_one_and_the_newest_version_where_it_speaks_that() {
         let folders = Folders::new("conflist");
-        let (written, list) = folders.conflist();
+        let (written, list) = folders.conflist().await;
         assert!(written.changed && !written.host_ports);
         assert_eq!(list["plugins"], json!([{ "type": "podway", "subnetFile": "/run/flannel/subnet.env" }]));
         assert_eq!(list["cniVersions"], json!(["1.0.0", "1.1.0"]));
         folders.portmap(
             "#!/bin/sh\necho '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}'\n",
         );
-        let (written, list) = folders.conflist();
+        let (written, list) = folders.conflist().await;
         assert!(written.changed && written.host_ports);
         assert_eq!(list["plugins"][1]["capabilities"]["portMappings"], true);
         assert_eq!((&list["cniVersion"], &list["cniVersions"]), (&json!("1.0.0"), &Value::Null));
-        assert!(!folders.conflist().0.changed);
+        assert!(!folders.conflist().await.0.changed);
     }
 
-    #[test]
-    fn n11_a_configuration_that_hides_ours_is_named() {
+    #[tokio::test]
+    async fn n11_a_portmap_that_does_not_answer_holds_up_neither_the_configuration_nor_the_daemon() {
+        let folders = Folders::new("silent");
+        folders.portmap("#!/bin/sh\nexec sleep 30\n");
+        let elsewhere = tokio::spawn(async { tokio::time::sleep(Duration::from_millis(50)).await });
+        let started = std::time::Instant::now();
+        let (written, list) = folders.conflist().await;
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        assert!(elsewhere.is_finished(), "the thread did nothing else meanwhile");
+        assert!(written.host_ports && list["plugins"][1]["type"] == "portmap");
+        assert_eq!(list["cniVersions"], Value::Null);
+    }
+
+    #[tokio::test]
+    async fn n11_a_configuration_that_hides_ours_is_named() {
         let folders = Folders::new("hidden");
-        assert_eq!(folders.conflist().0.hidden_by, None);
+        assert_eq!(folders.conflist().await.0.hidden_by, None);
         for name in ["20-later.conflist", "05-first.txt", "10-flannel.conflist", "00-old.conf"] {
             fs::write(folders.cni.conf_directory.join(name), "{}").unwrap();
         }
-        let hidden_by = folders.conflist().0.hidden_by;
+        let hidden_by = folders.conflist().await.0.hidden_by;
         assert_eq!(hidden_by, Some(folders.cni.conf_directory.join("00-old.conf")));
     }
 
-    #[test]
-    fn n11_removal_takes_ours_and_leaves_others() {
+    #[tokio::test]
+    async fn n11_removal_takes_ours_and_leaves_others() {
         let folders = Folders::new("remove");
         install_plugin(&folders.cni).unwrap();
-        folders.conflist();
+        folders.conflist().await;
         folders.portmap("");
         remove(&folders.cni).unwrap();
         remove(&folders.cni).unwrap();
@@ -278,11 +303,11 @@ mod tests {
         assert_eq!(fs::read_dir(&folders.cni.conf_directory).unwrap().count(), 0);
     }
 
-    #[test]
-    fn n11_nothing_is_written_without_directories() {
+    #[tokio::test]
+    async fn n11_nothing_is_written_without_directories() {
         let nowhere = CniConfig::default();
         assert!(!install_plugin(&nowhere).unwrap());
-        assert_eq!(write_conflist(&nowhere, Path::new("/run/flannel/subnet.env")).unwrap(), None);
+        assert_eq!(write_conflist(&nowhere, Path::new("/run/flannel/subnet.env")).await.unwrap(), None);
         remove(&nowhere).unwrap();
     }
 }

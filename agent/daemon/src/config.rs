@@ -143,7 +143,7 @@ pub(crate) struct NetworkConfig {
 pub(crate) struct AssignConfig {
     /// Whether podway gives this node subnets that the cluster does not (contract N2).
     pub mode: AssignMode,
-    /// The namespace of the Leases that subnets are claimed by.
+    /// The namespace of the Leases that subnets are claimed by; one of their own, as every node may delete what is there.
     pub namespace: String,
     /// Length of a node's IPv4 subnet; 0 = 24, or two more than the range's where that is too long.
     pub subnet_len: u8,
@@ -166,7 +166,7 @@ impl Default for AssignConfig {
     fn default() -> Self {
         Self {
             mode: AssignMode::Auto,
-            namespace: "kube-system".to_owned(),
+            namespace: "podway-subnets".to_owned(),
             subnet_len: 0,
             subnet_min: None,
             subnet_max: None,
@@ -406,7 +406,8 @@ fn from_tree(tree: Value) -> Result<Config> {
 }
 
 impl Config {
-    fn check(&self) -> Result<()> {
+    /// Whether the fields go together; an error names one.
+    pub(crate) fn check(&self) -> Result<()> {
         let network = &self.network;
         if !(1..1 << 24).contains(&network.vni) {
             bail!("network.vni: {} is not between 1 and 16777215", network.vni);

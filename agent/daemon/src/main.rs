@@ -16,6 +16,7 @@ mod overrides;
 mod plan;
 mod privilege;
 mod run;
+mod service_cidrs;
 mod services;
 mod status;
 

@@ -5,20 +5,24 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use podway_cluster::{DirectoryConfig, EtcdStore, Event, Kind, Nodes, Source, SourceConfig, Wanted};
 use podway_nftables::{Nft, NftProcess, Services};
-use podway_overlay::{LeaseAttributes, Peering};
+use podway_overlay::{LeaseAttributes, NetConf, Overlay, Peering};
 use podway_proxy::NodeContext;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::cni_files;
 use crate::config::{Config, Dataplane};
+use crate::message;
 use crate::net_conf;
-use crate::network::{Announcer, Events, NetworkHalf, Parts, Store, Subnets, lease, peering};
+use crate::network::{
+    Announcer, Events, NetworkHalf, Parts, Store, Subnets, lease, overlay_settings, peering,
+};
 use crate::privilege::require_net_admin;
+use crate::service_cidrs::ServiceCidrs;
 use crate::services::{Bpf, ServiceHalf};
 use crate::status::{self, Board};
 
@@ -41,8 +45,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     podway_cluster::use_annotation_prefix(&config.network.annotation_prefix);
     let board = Board::new(&config.node_name);
+    // Before anybody can ask whether they are ready.
+    let halves_on =
+        [(config.network.enabled, status::Half::Network), (config.services.enabled, status::Half::Services)];
+    halves_on.iter().filter(|(on, _)| *on).for_each(|(_, half)| board.expect(*half));
     let _servers = status::start(&config.status, &board)?;
-    cni_files::install_plugin(&config.network.cni)?;
     let nft = NftProcess::default();
     let (stop, stopped) = watch::channel(());
     let mut halves = tokio::task::JoinSet::new();
@@ -51,7 +58,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let told = sources.first().and_then(|source| source.from.event_writer(&config.node_name));
     let told = Events::of(&config.node_name, told);
 
-    let mut listeners = Listeners::default();
+    let mut listeners = Listeners { network: None, services: None, board: board.clone() };
     let mut network = None;
     if config.network.enabled {
         let (sender, events) = mpsc::unbounded_channel();
@@ -72,7 +79,6 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Whoever is a pod is known from the configuration, before and without this node's object.
     listeners.change(podway_proxy::Event::Node(context(&config, None)));
     if let Some(events) = network {
-        board.expect(status::Half::Network);
         match config.network.store() {
             Store::Etcd => {
                 let store = EtcdStore::open(&config.network.etcd).await.context("network.etcd")?;
@@ -95,11 +101,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     let mut feeds = tokio::task::JoinSet::new();
     for Feed { from, of } in sources {
-        let to =
-            Listeners { network: listeners.network.clone().filter(|_| of == Of::Both), ..listeners.clone() };
         let (sender, events) = mpsc::channel(QUEUE);
         feeds.spawn_local(from.run(sender));
-        feeds.spawn_local(dispatch(events, config.clone(), to));
+        feeds.spawn_local(dispatch(events, config.clone(), listeners.clone(), of));
     }
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -122,6 +126,24 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+/// The store's net-conf.json, once it is one that a pod network can be made of.
+async fn usable(store: &EtcdStore, config: &Config, problems: &mpsc::Sender<Event>) -> NetConf {
+    let mut complaint = String::new();
+    loop {
+        let conf = store.net_conf(problems).await;
+        let mut tried = config.clone();
+        net_conf::apply(&mut tried.network, &conf);
+        let made = tried.check().and_then(|()| Ok(Overlay::new(overlay_settings(&tried)?)?));
+        let Err(error) = made else { return conf };
+        let text = message::of(&error);
+        if text != complaint {
+            warn!("etcd's network configuration cannot be used, waiting for another: {text}");
+        }
+        complaint = text;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// The network half where subnets are leased from etcd.
 struct Leased {
     store: EtcdStore,
@@ -142,8 +164,8 @@ impl Leased {
         let Self { store, mut config, to, nft, board, told: cluster } = self;
         let (sender, told) = mpsc::channel(QUEUE);
         let net_conf = tokio::select! {
-            conf = store.net_conf(&sender) => conf,
-            () = dispatch(told, config.clone(), to.clone()) => bail!("nobody asks etcd any more"),
+            conf = usable(&store, &config, &sender) => conf,
+            () = dispatch(told, config.clone(), to.clone(), Of::Both) => bail!("nobody asks etcd any more"),
             _ = stop.changed() => return Ok(()),
         };
         net_conf::apply(&mut config.network, &net_conf);
@@ -166,7 +188,7 @@ impl Leased {
             let (sender, told) = mpsc::channel(QUEUE);
             // Services know their own Node from elsewhere.
             let network = Listeners { services: None, ..to.clone() };
-            tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network));
+            tokio::join!(store.run(request, sender), dispatch(told, config.clone(), network, Of::Both));
             bail!("following etcd ended by itself")
         };
         tokio::select! {
@@ -207,10 +229,12 @@ enum Of {
 /// The sources with what each is asked for: the one of the cluster, and one of Nodes where those come from files.
 async fn sources(config: &Config) -> Result<Vec<Feed>> {
     let services = config.services.enabled;
+    let service_cidrs = config.network.enabled;
     let own = || Nodes::Only(config.node_name.as_str().into());
     let of_network = if config.network.enabled { Nodes::All } else { own() };
     let cluster = async |nodes, of| -> Result<Feed> {
-        Ok(Feed { from: Source::open(&config.source, &Wanted { services, nodes }).await?, of })
+        let wanted = Wanted { services, nodes, service_cidrs };
+        Ok(Feed { from: Source::open(&config.source, &wanted).await?, of })
     };
     match config.network.store() {
         Store::Nodes => Ok(vec![cluster(of_network, Of::Both).await?]),
@@ -218,7 +242,8 @@ async fn sources(config: &Config) -> Result<Vec<Feed>> {
         Store::Etcd => Ok(Vec::new()),
         Store::Static => {
             let files = DirectoryConfig { path: config.network.nodes.clone() };
-            let wanted = Wanted { services: false, nodes: of_network };
+            // The cluster's own say counts, where there is one.
+            let wanted = Wanted { services: false, nodes: of_network, service_cidrs: !services };
             let from = Source::open(&SourceConfig::Directory(files), &wanted).await?;
             let nodes = Feed { from, of: Of::Both };
             Ok(match services {
@@ -261,6 +286,8 @@ pub(crate) enum NetworkEvent {
     Node(std::sync::Arc<str>, Option<podway_overlay::Node>),
     /// So much of the Nodes that there were at the start is through.
     Listed(Listed),
+    /// Services may get addresses of these ranges.
+    ServiceCidrs(Vec<IpNet>),
 }
 
 /// What the service half is told.
@@ -282,9 +309,10 @@ pub(crate) enum Listed {
     Fully,
 }
 
-/// The halves that are switched on.
-#[derive(Clone, Default)]
+/// The halves that are switched on, and the board for what concerns both.
+#[derive(Clone)]
 struct Listeners {
+    board: Board,
     network: Option<mpsc::UnboundedSender<NetworkEvent>>,
     services: Option<mpsc::UnboundedSender<ServiceEvent>>,
 }
@@ -292,11 +320,15 @@ struct Listeners {
 impl Listeners {
     // A half that has ended does not listen any more; `run` sees that it ended.
     fn network(&self, event: NetworkEvent) {
-        let _ = self.network.as_ref().map(|half| half.send(event));
+        if let Some(half) = &self.network {
+            let _ = half.send(event);
+        }
     }
 
     fn services(&self, event: ServiceEvent) {
-        let _ = self.services.as_ref().map(|half| half.send(event));
+        if let Some(half) = &self.services {
+            let _ = half.send(event);
+        }
     }
 
     fn change(&self, event: podway_proxy::Event) {
@@ -304,7 +336,13 @@ impl Listeners {
     }
 }
 
-async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listeners) {
+async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listeners, of: Of) {
+    let mut service_cidrs = ServiceCidrs::default();
+    let network = |event| {
+        if of == Of::Both {
+            to.network(event);
+        }
+    };
     while let Some(event) = events.recv().await {
         match event {
             Event::Problem(problem) => {
@@ -314,10 +352,16 @@ async fn dispatch(mut events: mpsc::Receiver<Event>, config: Config, to: Listene
                 if *name == *config.node_name {
                     to.change(podway_proxy::Event::Node(context(&config, node.as_ref())));
                 }
-                to.network(NetworkEvent::Node(name, node));
+                network(NetworkEvent::Node(name, node));
             }
-            Event::Partial(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Partly)),
-            Event::Synced(Kind::Node) => to.network(NetworkEvent::Listed(Listed::Fully)),
+            Event::ServiceCidr(name, cidrs) => {
+                to.network(NetworkEvent::ServiceCidrs(service_cidrs.apply(name, cidrs)));
+            }
+            // Nothing waits for them.
+            Event::Partial(Kind::ServiceCidr) | Event::Synced(Kind::ServiceCidr) => {}
+            Event::Contact { server, lost } => to.board.contact(server, lost),
+            Event::Partial(Kind::Node) => network(NetworkEvent::Listed(Listed::Partly)),
+            Event::Synced(Kind::Node) => network(NetworkEvent::Listed(Listed::Fully)),
             Event::Partial(kind) => to.services(ServiceEvent::Listed(kind, Listed::Partly)),
             Event::Synced(kind) => to.services(ServiceEvent::Listed(kind, Listed::Fully)),
             Event::Service(name, service) => to.change(podway_proxy::Event::Service(name, service)),

@@ -70,7 +70,6 @@ impl<N: Nft> ServiceHalf<N> {
 
     /// Writes down on this board how it is.
     pub(crate) fn telling(self, board: Board) -> Self {
-        board.expect(status::Half::Services);
         Self { board, ..self }
     }
 }
@@ -89,10 +88,9 @@ impl<N: Nft> Half for ServiceHalf<N> {
     }
 
     async fn disturbed(&mut self) -> Result<()> {
-        match &mut self.watch {
-            Some(watch) => self.drifted |= watch.next().await?.services,
-            None => std::future::pending().await,
-        }
+        let Some(watch) = &mut self.watch else { return std::future::pending().await };
+        while !watch.next().await.services {}
+        self.drifted = true;
         Ok(())
     }
 
@@ -191,7 +189,7 @@ impl<N: Nft> ServiceHalf<N> {
 
     fn repaired(&mut self, elements: usize, took: &str) {
         info!(elements, took, "what somebody else changed is as it was: Services");
-        self.board.repaired("services", elements as u64);
+        self.board.repaired(status::Half::Services, "element", elements as u64);
         if let Some(wait) = self.contest.repaired(self.started.elapsed()) {
             warn!(
                 again_in = ?wait,

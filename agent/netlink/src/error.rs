@@ -120,7 +120,7 @@ pub enum Error {
         mtu: u32,
     },
     /// A kernel setting cannot be written.
-    #[error("cannot set {path} to {value}: {cause}{}", remedy(cause))]
+    #[error("cannot set {path} to {value}: {cause}{}", remedy(path, cause))]
     Sysctl {
         /// The file.
         path: String,
@@ -165,9 +165,11 @@ impl Error {
 }
 
 /// What somebody who reads it can do.
-fn remedy(cause: &io::Error) -> &'static str {
+fn remedy(path: &str, cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => "; a container may not: set it on the node itself",
+        io::ErrorKind::ReadOnlyFilesystem if path.contains("forward") => {
+            "; a container may not: set it on the node itself"
+        }
         _ => "",
     }
 }

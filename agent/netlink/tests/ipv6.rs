@@ -17,7 +17,7 @@ use nix::sys::socket::{
     sockopt::Ipv6Ttl,
 };
 use podway_netlink::Report;
-use podway_overlay::{Op, Overlay};
+use podway_overlay::{Observed, Op, Overlay};
 use podway_reconcile::Recovery;
 use support::{Namespace, Pair, link};
 
@@ -60,12 +60,14 @@ fn a_container_that_cannot_write_settings_is_warned_and_programs_everything_else
     }
     let mut overlay = pair.overlay(1);
     let ops = overlay.reconcile(&pair.nodes[0].observe(&overlay));
-    let report = run_with_settings_read_only(&pair.nodes[0], &ops);
+    let (report, seen) = run_with_settings_read_only(&pair.nodes[0], &overlay, &ops);
+    assert_eq!(overlay.reconcile(&seen), [], "what cannot be set is not tried for ever");
     assert!(report.failures.is_empty() && report.skipped.is_empty(), "{report:#?}");
     let texts: Vec<String> = report.warnings.iter().map(|warning| warning.error.to_string()).collect();
     let text = |link: &str| {
         format!(
-            "cannot set /proc/sys/net/ipv6/conf/{link}/accept_ra to 0: Read-only file system (os error 30); a container may not: set it on the node itself"
+            "cannot set /proc/sys/net/ipv6/conf/{link}/accept_ra to 0: Read-only file system (os error 30); \
+             a container may not: set it on the node itself"
         )
     };
     assert_eq!(texts, [text("flannel-v6.1"), text("flannel.1")]);
@@ -77,12 +79,13 @@ fn n19_a_container_that_cannot_switch_forwarding_on_says_so_and_lives_on() {
     let pair = Pair::new();
     let mut overlay = pair.overlay(1);
     let ops = overlay.reconcile(&pair.nodes[0].observe(&overlay));
-    let report = run_with_settings_read_only(&pair.nodes[0], &ops);
+    let (report, _) = run_with_settings_read_only(&pair.nodes[0], &overlay, &ops);
     let paths = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
     assert_eq!(report.failures.len(), paths.len(), "{report:#?}");
     for (failure, path) in report.failures.iter().zip(paths) {
         let expected = format!(
-            "cannot set /proc/sys/{path} to 1: Read-only file system (os error 30); a container may not: set it on the node itself"
+            "cannot set /proc/sys/{path} to 1: Read-only file system (os error 30); a container may not: set it on \
+             the node itself"
         );
         assert_eq!(failure.error.to_string(), expected);
         assert_eq!(failure.error.recovery(), Recovery::Resync);
@@ -152,7 +155,9 @@ fn ipv4_is_complete(node: &Namespace, overlay: &Overlay) -> bool {
 }
 
 /// As in a container without privileges: its `/proc/sys` is mounted read-only.
-fn run_with_settings_read_only(node: &Namespace, ops: &[Op]) -> Report {
+/// What came of the steps, and what is seen from in there.
+fn run_with_settings_read_only(node: &Namespace, overlay: &Overlay, ops: &[Op]) -> (Report, Observed) {
+    let sought = overlay.sought();
     node.inside(|| {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none: Option<&str> = None;
@@ -160,7 +165,10 @@ fn run_with_settings_read_only(node: &Namespace, ops: &[Op]) -> Report {
         mount(Some("/proc/sys"), "/proc/sys", none, MsFlags::MS_BIND, none).unwrap();
         let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         mount(none, "/proc/sys", none, again, none).unwrap();
-        support::here(|netlink| async move { netlink.run(ops).await })
+        support::here(|netlink| async move {
+            let report = netlink.run(ops).await;
+            (report, netlink.observe(&sought).await.unwrap())
+        })
     })
 }
 

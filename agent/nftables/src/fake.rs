@@ -16,6 +16,8 @@ use crate::process::Nft;
 #[derive(Debug, Clone, Default)]
 pub struct FakeNft {
     tables: BTreeMap<String, Table>,
+    /// The latest of the tables'.
+    handles: u64,
     /// Refuse this many of the coming writes.
     pub failures: u32,
     /// Fail this many of the coming listings.
@@ -30,6 +32,9 @@ pub struct FakeNft {
 struct Table {
     chains: BTreeMap<String, Chain>,
     sets: BTreeMap<String, BTreeMap<String, (Expression<'static>, Option<String>)>>,
+    /// Its own handle.
+    handle: u64,
+    /// The latest of its rules'.
     handles: u64,
 }
 
@@ -83,6 +88,15 @@ impl Nft for FakeNft {
         self.list_table(table).await
     }
 
+    async fn list_tables(&mut self) -> Result<String, Error> {
+        self.go_blind_if_told()?;
+        let tables = self.tables.iter().map(|(name, table)| {
+            let (family, name) = name.split_once(' ').unwrap_or_default();
+            json!({"table": {"family": family, "name": name, "handle": table.handle}})
+        });
+        Ok(json!({"nftables": tables.collect::<Vec<_>>()}).to_string())
+    }
+
     async fn list_chains(&mut self) -> Result<String, Error> {
         self.go_blind_if_told()?;
         let tables = self.tables.iter();
@@ -131,7 +145,7 @@ impl FakeNft {
         match words[..] {
             ["table" | "add", "table", family, name] | ["table", family, name, "{"] => {
                 within.0 = format!("{family} {name}");
-                self.tables.entry(within.0.clone()).or_default();
+                self.make_table(&within.0);
             }
             ["delete", "table", family, name] => drop(self.tables.remove(&format!("{family} {name}"))),
             ["chain", name, "{"] => {
@@ -153,6 +167,13 @@ impl FakeNft {
             }
             ["flush", "chain", family, of, name] => {
                 self.chain(&format!("{family} {of}"), name)?.rules.clear();
+            }
+            ["insert", "rule", family, of, name, "handle", handle, ref rule @ ..] => {
+                let of = format!("{family} {of}");
+                let rules = &self.chain(&of, name)?.rules;
+                let at = rules.iter().position(|(it, _)| it.to_string() == handle);
+                let at = at.ok_or_else(|| refused(&format!("no rule {handle}")))?;
+                self.add_rule(&of, name, at, &rule.join(" "))?;
             }
             [verb @ ("add" | "insert"), "rule", family, of, name, ref rule @ ..] => {
                 let at = if verb == "add" { usize::MAX } else { 0 };
@@ -176,6 +197,13 @@ impl FakeNft {
             _ => {}
         }
         Ok(())
+    }
+
+    fn make_table(&mut self, name: &str) {
+        let handle = self.handles + 1;
+        let table =
+            self.tables.entry(name.to_owned()).or_insert_with(|| Table { handle, ..Table::default() });
+        self.handles = self.handles.max(table.handle);
     }
 
     fn add_rule(&mut self, table: &str, chain: &str, at: usize, rule: &str) -> Result<(), Error> {

@@ -1,18 +1,18 @@
 //! Lets pods' packets through the forward chains of other programs (contract N10).
 //!
 //! An accept in a chain of our own would not do: a packet must pass every chain on the hook, and a drop in one of them is
-//! final. So where a firewall's chain ends in a drop, rules of ours, known by their comment, go in front of it in that
-//! same chain, and nothing else of it is touched.
+//! final. So where a firewall's chain ends in a drop, rules of ours, known by their comment, go directly in front of that
+//! drop, behind whatever the chain denies on a condition, and nothing else of it is touched.
 
 mod chain;
 mod legacy;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
 
-use self::chain::{Direction, Pass, Sort, sort};
+use self::chain::{Direction, Gate, Pass, Plan, Sort, sort};
 use crate::listing::{ListedChain, Listing};
 use crate::process::Nft;
 use crate::schema::half_of;
@@ -94,8 +94,8 @@ impl<N: Nft> Forwarding<N> {
     }
 
     /// Puts rules that accept packets from and to these networks into every forward chain of others that would drop
-    /// them, and takes away those that are of no use any more. Costs a list of all chains, and one of each forward
-    /// chain. A rule that others put ahead of ours is meant to be there and stays ahead.
+    /// them, directly before it does, and takes away those that are of no use any more. What others deny on a condition
+    /// stays denied: ours are moved behind it. Costs a list of all chains, and one of each forward chain.
     pub async fn apply(&mut self, pod_networks: &[IpNet]) -> Result<ForwardReport, Error> {
         self.looked_at = None;
         let passes = Pass::all(pod_networks);
@@ -103,15 +103,11 @@ impl<N: Nft> Forwarding<N> {
         let mut looked_at = BTreeSet::new();
         let chains = Listing::read("list chains", &self.nft.list_chains().await?)?;
         for chain in chains.chains().filter(|it| is_forward(it)) {
-            // Whoever changed the chain in the meantime made the handles wrong: once more.
-            let opened = match self.open(chain, &passes, &mut looked_at).await {
-                Err(Error::Refused { .. }) => self.open(chain, &passes, &mut looked_at).await,
-                opened => opened,
-            };
-            match opened {
+            match self.open(chain, &passes, &mut looked_at).await {
                 Ok(opened) => report.note(name_of(chain), opened),
+                // It cannot even be looked at.
                 Err(Error::Refused { message, .. }) => {
-                    report.problems.extend([closed(chain, &passes, message)])
+                    report.problems.extend([closed(chain, &passes, Gate::End, message)])
                 }
                 Err(error) => return Err(error),
             }
@@ -143,48 +139,85 @@ impl<N: Nft> Forwarding<N> {
         passes: &BTreeSet<Pass>,
         looked_at: &mut BTreeSet<ChainName>,
     ) -> Result<Opened, Error> {
-        let name = name_of(chain);
-        let Some(listing) = self.list(&name).await? else { return Ok(Opened::default()) };
-        let policy = listing.chains().find_map(|it| it.policy.as_deref());
-        let drops = policy == Some("drop") || self.ends_in_drop(&name, &listing, looked_at).await?;
-        looked_at.insert(name.clone());
-        let of_family = |pass: &&Pass| drops && (chain.family == "inet" || chain.family == pass.family());
-        let wanted = passes.iter().filter(of_family).copied().collect();
-        let plan = chain::plan(listing.rules(), &wanted);
-        if !plan.is_empty() {
-            self.nft.load(&plan.render(&name)).await?;
+        let of_family = |pass: &&Pass| chain.family == "inet" || chain.family == pass.family();
+        let passes: BTreeSet<Pass> = passes.iter().filter(of_family).copied().collect();
+        let mut attempts = 0;
+        loop {
+            let table = self.table_handle(&name_of(chain)).await?;
+            let (gate, plan) = self.look(chain, &passes, looked_at).await?;
+            attempts += 1;
+            match self.carry_out(&name_of(chain), table, &plan).await {
+                Ok(()) => {
+                    let needed = gate != Gate::Open && !passes.is_empty();
+                    return Ok(Opened { written: plan.len(), needed, problem: None });
+                }
+                // Whoever changed the chain in the meantime made the handles wrong: once more.
+                Err(Error::Refused { .. }) if attempts < 2 => {}
+                Err(Error::Refused { message, .. }) => {
+                    let problem = Some(closed(chain, &passes, gate, message));
+                    return Ok(Opened { problem, ..Opened::default() });
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(Opened { written: plan.len(), needed: !wanted.is_empty() })
     }
 
-    /// Whether a packet that no rule of the chain cares about is dropped or rejected, there or where it is sent.
-    async fn ends_in_drop(
+    async fn look(
+        &mut self,
+        chain: &ListedChain,
+        passes: &BTreeSet<Pass>,
+        looked_at: &mut BTreeSet<ChainName>,
+    ) -> Result<(Gate, Plan), Error> {
+        let name = name_of(chain);
+        let Some(listing) = self.list(&name).await? else { return Ok((Gate::Open, Plan::default())) };
+        let chains = self.follow(&name, &listing, looked_at).await?;
+        looked_at.insert(name);
+        let policy = listing.chains().find_map(|it| it.policy.as_deref());
+        let gate = chain::gate(listing.rules(), policy, &chains);
+        let none = BTreeSet::new();
+        let wanted = if gate == Gate::Open { &none } else { passes };
+        Ok((gate, chain::plan(listing.rules(), gate, wanted)))
+    }
+
+    /// Rules are known by handles that count from one in each table, and nft cannot be told to give up if the table is
+    /// another one; so that is made sure of right before.
+    async fn carry_out(&mut self, chain: &ChainName, table: Option<u64>, plan: &Plan) -> Result<(), Error> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        if plan.names_rules() && self.table_handle(chain).await? != table {
+            let message = format!("table {} was made anew meanwhile", chain.table);
+            return Err(Error::Refused { call: "list tables".to_owned(), message });
+        }
+        self.nft.load(&plan.render(chain)).await
+    }
+
+    async fn table_handle(&mut self, chain: &ChainName) -> Result<Option<u64>, Error> {
+        let tables = Listing::read("list tables", &self.nft.list_tables().await?)?;
+        Ok(tables.table_handle(&chain.table))
+    }
+
+    /// What the rules are of each chain that this one sends whatever comes to.
+    async fn follow(
         &mut self,
         name: &ChainName,
         listing: &Listing,
         looked_at: &mut BTreeSet<ChainName>,
-    ) -> Result<bool, Error> {
-        let mut sorts: Vec<Sort> = listing.rules().map(sort).collect();
-        let mut followed = BTreeSet::new();
-        loop {
-            if sorts.contains(&Sort::Drops) {
-                return Ok(true);
+    ) -> Result<BTreeMap<String, Vec<Sort>>, Error> {
+        let mut chains = BTreeMap::new();
+        let mut next: Vec<String> = targets(&listing.rules().map(sort).collect::<Vec<_>>());
+        while let Some(target) = next.pop() {
+            if chains.contains_key(&target) || chains.len() >= FOLLOWED {
+                continue;
             }
-            let targets = sorts.into_iter().filter_map(Sort::leads_to);
-            let next = targets.map(|it| ChainName { table: name.table.clone(), name: it });
-            let next: Vec<ChainName> = next.filter(|it| !followed.contains(it)).collect();
-            if next.is_empty() || followed.len() >= FOLLOWED {
-                return Ok(false);
-            }
-            sorts = Vec::new();
-            for chain in next {
-                if let Some(listing) = self.list(&chain).await? {
-                    sorts.extend(listing.rules().map(sort));
-                }
-                looked_at.insert(chain.clone());
-                followed.insert(chain);
-            }
+            let of = ChainName { table: name.table.clone(), name: target.clone() };
+            let listing = self.list(&of).await?;
+            let sorts: Vec<Sort> = listing.iter().flat_map(Listing::rules).map(sort).collect();
+            next.extend(targets(&sorts));
+            looked_at.insert(of);
+            chains.insert(target, sorts);
         }
+        Ok(chains)
     }
 
     async fn list(&mut self, chain: &ChainName) -> Result<Option<Listing>, Error> {
@@ -197,11 +230,13 @@ impl<N: Nft> Forwarding<N> {
 struct Opened {
     written: usize,
     needed: bool,
+    problem: Option<ForwardProblem>,
 }
 
 impl ForwardReport {
     fn note(&mut self, chain: ChainName, opened: Opened) {
         self.written += opened.written;
+        self.problems.extend(opened.problem);
         if opened.needed {
             self.opened.insert(chain);
         }
@@ -220,16 +255,18 @@ fn name_of(chain: &ListedChain) -> ChainName {
     ChainName { table: format!("{} {}", chain.family, chain.table), name: chain.name.clone() }
 }
 
-fn closed(chain: &ListedChain, passes: &BTreeSet<Pass>, message: String) -> ForwardProblem {
+fn targets(sorts: &[Sort]) -> Vec<String> {
+    sorts.iter().filter_map(Sort::leads_to).map(str::to_owned).collect()
+}
+
+fn closed(chain: &ListedChain, passes: &BTreeSet<Pass>, gate: Gate, message: String) -> ForwardProblem {
     let (name, networks) = (name_of(chain), passes.iter().filter(|it| it.direction == Direction::From));
     let commands: Vec<String> = match chain.table.as_str() {
         "firewalld" => networks
             .map(|pass| format!("firewall-cmd --permanent --zone=trusted --add-source={}", pass.network))
             .chain(["firewall-cmd --reload".to_owned()])
             .collect(),
-        _ => {
-            passes.iter().map(|pass| format!("nft insert rule {name} {} accept", pass.condition())).collect()
-        }
+        _ => passes.iter().map(|pass| format!("nft {} accept", gate.rule(&name, pass))).collect(),
     };
     ForwardProblem::Closed { chain: name, message, remedy: commands.join("; ") }
 }

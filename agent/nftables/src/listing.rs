@@ -23,10 +23,18 @@ pub(crate) struct Listing {
 
 #[derive(Debug, Deserialize)]
 struct Listed {
+    table: Option<ListedTable>,
     #[serde(alias = "map")]
     set: Option<ListedSet>,
     chain: Option<ListedChain>,
     rule: Option<ListedRule>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedTable {
+    family: String,
+    name: String,
+    handle: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,6 +80,13 @@ impl Listing {
     pub(crate) fn elements(&self) -> impl Iterator<Item = (&str, &Expression<'static>)> {
         let sets = self.nftables.iter().filter_map(|it| it.set.as_ref());
         sets.flat_map(|set| set.elem.iter().map(|element| (set.name.as_str(), element)))
+    }
+
+    /// The handle of a table, given as `ip filter`: another one of that name has another.
+    pub(crate) fn table_handle(&self, table: &str) -> Option<u64> {
+        let tables = self.nftables.iter().filter_map(|it| it.table.as_ref());
+        let mut named = tables.filter(|it| table.split_once(' ') == Some((&it.family, &it.name)));
+        named.next().map(|it| it.handle)
     }
 
     /// The chains.

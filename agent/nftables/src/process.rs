@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use nftables::schema::Nftables;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::Error;
 use crate::children::Children;
@@ -22,6 +22,8 @@ pub trait Nft {
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error>;
     /// The same without elements.
     async fn list_rules(&mut self, table: &str) -> Result<Option<String>, Error>;
+    /// Lists every table there is with its handle as JSON, without what is in it.
+    async fn list_tables(&mut self) -> Result<String, Error>;
     /// Lists every chain there is as JSON, without rules.
     async fn list_chains(&mut self) -> Result<String, Error>;
     /// Lists a chain (`ip filter FORWARD`) with its rules as JSON; `None` if there is none.
@@ -48,13 +50,13 @@ impl Default for NftProcess {
 
 impl Nft for NftProcess {
     async fn load(&mut self, text: &str) -> Result<(), Error> {
-        self.run(&["-f", "-"], text.as_bytes()).await?.map(drop).map_err(|it| it.into_error("-f -"))
+        self.write(&["-f", "-"], text.as_bytes()).await
     }
 
     async fn transact(&mut self, commands: &Nftables<'_>) -> Result<(), Error> {
         let input = serde_json::to_vec(commands)
             .map_err(|error| Error::Unreadable { call: "-j -f -".into(), message: error.to_string() })?;
-        self.run(&["-j", "-f", "-"], &input).await?.map(drop).map_err(|it| it.into_error("-j -f -"))
+        self.write(&["-j", "-f", "-"], &input).await
     }
 
     async fn list_table(&mut self, table: &str) -> Result<Option<String>, Error> {
@@ -65,9 +67,12 @@ impl Nft for NftProcess {
         self.list(&["-j", "-t", "list", "table"], table).await
     }
 
+    async fn list_tables(&mut self) -> Result<String, Error> {
+        self.list_all(&["-j", "-a", "list", "tables"]).await
+    }
+
     async fn list_chains(&mut self) -> Result<String, Error> {
-        let words = ["-j", "-t", "list", "chains"];
-        self.run(&words, b"").await?.map_err(|it| it.into_error(&words.join(" ")))
+        self.list_all(&["-j", "-t", "list", "chains"]).await
     }
 
     async fn list_chain(&mut self, chain: &str) -> Result<Option<String>, Error> {
@@ -92,35 +97,63 @@ impl Nft for NftProcess {
 }
 
 impl NftProcess {
-    /// The ids of its runs, shared with its clones.
+    /// Its runs, shared with its clones.
     pub(crate) fn children(&self) -> Children {
         self.children.clone()
     }
 
+    async fn list_all(&self, words: &[&str]) -> Result<String, Error> {
+        let child = self.start(words)?;
+        child.finish(b"").await?.map_err(|it| it.into_error(&words.join(" ")))
+    }
+
     async fn list(&self, words: &[&str], what: &str) -> Result<Option<String>, Error> {
         let words: Vec<&str> = words.iter().copied().chain(what.split(' ')).collect();
-        match self.run(&words, b"").await? {
+        match self.start(&words)?.finish(b"").await? {
             Ok(listing) => Ok(Some(listing)),
             Err(refusal) if refusal.0.contains("No such file or directory") => Ok(None),
             Err(refusal) => Err(refusal.into_error(&words.join(" "))),
         }
     }
 
-    /// `Err` within `Ok`: nft ran and refused.
-    async fn run(&self, arguments: &[&str], input: &[u8]) -> Result<Result<String, Refusal>, Error> {
-        let failed = |cause: io::Error| match cause.kind() {
-            io::ErrorKind::NotFound => Error::Missing,
-            _ => Error::Io { call: arguments.join(" "), cause },
-        };
-        let mut child = Command::new(&self.program)
+    /// The kernel tells of a run that changes something under the run's process id.
+    async fn write(&self, arguments: &[&str], input: &[u8]) -> Result<(), Error> {
+        let run = self.start(arguments)?;
+        let id = run.child.id();
+        id.iter().for_each(|id| self.children.started(*id));
+        let written = run.finish(input).await?;
+        written.map(drop).map_err(|refusal| {
+            id.iter().for_each(|id| self.children.failed(*id));
+            refusal.into_error(&arguments.join(" "))
+        })
+    }
+
+    fn start(&self, arguments: &[&str]) -> Result<Run, Error> {
+        let call = arguments.join(" ");
+        let child = Command::new(&self.program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        self.children.note(child.id());
-        let stdin = child.stdin.take();
+            .spawn();
+        match child {
+            Ok(child) => Ok(Run { call, child }),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Err(Error::Missing),
+            Err(cause) => Err(Error::Io { call, cause }),
+        }
+    }
+}
+
+/// An nft that runs.
+struct Run {
+    call: String,
+    child: Child,
+}
+
+impl Run {
+    /// What it printed; `Err` within `Ok`: it refused.
+    async fn finish(mut self, input: &[u8]) -> Result<Result<String, Refusal>, Error> {
+        let stdin = self.child.stdin.take();
         let feed = async {
             match stdin {
                 // A refusal at the first line closes the pipe early; the exit status then says more than the write.
@@ -131,9 +164,12 @@ impl NftProcess {
                 None => Ok(()),
             }
         };
-        let (fed, output) = tokio::join!(feed, child.wait_with_output());
-        let output = output.map_err(failed)?;
-        fed.map_err(failed)?;
+        let (fed, output) = tokio::join!(feed, self.child.wait_with_output());
+        let failed = |cause| Error::Io { call: self.call, cause };
+        let output = match (fed, output) {
+            (Ok(()), Ok(output)) => output,
+            (Err(cause), _) | (_, Err(cause)) => return Err(failed(cause)),
+        };
         match output.status.success() {
             true => Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned())),
             false => Ok(Err(Refusal(one_line(&String::from_utf8_lossy(&output.stderr))))),

@@ -3,7 +3,6 @@
 mod messages;
 
 use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use self::messages::Messages;
 use crate::forward::ChainName;
@@ -30,6 +30,9 @@ const DATAGRAM: usize = 1 << 16;
 
 /// A firewall that is reloaded comes in several transactions.
 const SETTLE: Duration = Duration::from_millis(10);
+
+/// A kernel that refuses to tell is not asked more often.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// What somebody else touched.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,6 +72,8 @@ impl Damage {
 pub struct Watch {
     socket: AsyncFd<OwnedFd>,
     messages: Messages,
+    /// Not to be asked before.
+    refused_until: Option<Instant>,
 }
 
 impl Watch {
@@ -81,46 +86,79 @@ impl Watch {
         let socket = socket(family, SockType::Raw, flags, protocol).map_err(failed)?;
         setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(failed)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS)).map_err(failed)?;
+        Self::on(socket, nft)
+    }
+
+    /// Waits until somebody else has changed what podway cares about, and a moment longer for what follows. If the kernel
+    /// refuses to tell, everything may have been changed. Nothing is lost if the wait is given up.
+    pub async fn next(&mut self) -> Damage {
+        loop {
+            if !self.messages.damage().is_empty() {
+                tokio::time::sleep(SETTLE).await;
+                self.read();
+                return self.messages.take();
+            }
+            if let Some(until) = self.refused_until {
+                tokio::time::sleep_until(until).await;
+                self.refused_until = None;
+            }
+            self.read();
+            if self.messages.damage().is_empty() {
+                // A guard that still says "ready" must be told otherwise, or this is a busy loop.
+                match self.socket.readable().await {
+                    Ok(mut guard) => guard.clear_ready(),
+                    Err(_) => self.refused(),
+                }
+            }
+        }
+    }
+
+    fn on(socket: OwnedFd, nft: &NftProcess) -> Result<Self, Error> {
         #[expect(
             deprecated,
             reason = "its successor is unsafe code; this descriptor is owned and nobody else's"
         )]
         let socket = AsyncFd::new(socket).map_err(|cause| Error::Watch { cause })?;
-        Ok(Self { socket, messages: Messages::of_others_than(nft.children()) })
-    }
-
-    /// Waits until somebody else has changed what podway cares about, and a moment longer for what follows. Nothing is
-    /// lost if the wait is given up.
-    pub async fn next(&mut self) -> Result<Damage, Error> {
-        let failed = |cause| Error::Watch { cause };
-        loop {
-            self.read().map_err(failed)?;
-            if !self.messages.damage().is_empty() {
-                tokio::time::sleep(SETTLE).await;
-                self.read().map_err(failed)?;
-                return Ok(self.messages.take());
-            }
-            // A guard that still says "ready" must be told otherwise, or this is a busy loop.
-            self.socket.readable().await.map_err(failed)?.clear_ready();
-            self.read().map_err(failed)?;
-        }
+        Ok(Self { socket, messages: Messages::of_others_than(nft.children().untold()), refused_until: None })
     }
 
     /// Reads all there is.
-    fn read(&mut self) -> io::Result<()> {
+    fn read(&mut self) {
         let mut datagram = vec![0; DATAGRAM];
-        loop {
+        while self.refused_until.is_none() {
             match recv(self.socket.as_raw_fd(), &mut datagram, MsgFlags::MSG_TRUNC) {
                 Ok(length) => match datagram.get(..length) {
                     Some(datagram) => self.messages.read(datagram),
                     None => self.messages.lost(),
                 },
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR) => {}
                 // The buffer was full and something was thrown away.
                 Err(Errno::ENOBUFS) => self.messages.lost(),
-                Err(cause) => return Err(cause.into()),
+                Err(_) => self.refused(),
             }
         }
+    }
+
+    fn refused(&mut self) {
+        self.messages.lost();
+        self.refused_until = Some(Instant::now() + REFUSED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn n13_a_kernel_that_refuses_to_tell_may_have_changed_everything_and_is_asked_again_a_second_later()
+    {
+        // Nothing can be received from a pipe.
+        let (pipe, _writer) = nix::unistd::pipe().unwrap();
+        let mut watch = Watch::on(pipe, &NftProcess::default()).unwrap();
+        assert_eq!(watch.next().await, Damage::everything());
+        let early = tokio::time::timeout(REFUSED / 2, watch.next()).await;
+        assert!(early.is_err(), "{early:?}");
+        assert_eq!(watch.next().await, Damage::everything());
     }
 }

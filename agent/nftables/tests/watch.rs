@@ -96,7 +96,7 @@ fn n13_two_podways_on_one_node_do_not_keep_correcting_each_other() {
         for _ in 0..4 {
             for node in [&mut one, &mut two] {
                 if let Ok(damage) = tokio::time::timeout(SILENCE, node.watch.next()).await {
-                    node.mend(&damage.unwrap()).await;
+                    node.mend(&damage).await;
                     repairs += 1;
                 }
             }
@@ -212,7 +212,7 @@ impl Node {
 
     async fn damage(&mut self) -> Damage {
         let next = tokio::time::timeout(SOON, self.watch.next()).await;
-        next.expect("somebody else changed something").unwrap()
+        next.expect("somebody else changed something")
     }
 
     async fn hears_nothing(&mut self) {

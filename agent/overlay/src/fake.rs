@@ -160,7 +160,10 @@ impl FakeKernel {
             Whose::Flannels => &mut self.state.flannel_routes,
         };
         match routes.get(subnet) {
-            Some(found) if found == route => drop(routes.remove(subnet)),
+            Some(found) if found == route => {
+                routes.remove(subnet);
+                self.state.altered_routes.remove(subnet);
+            }
             _ => return Err(Refusal::Missing),
         }
         Ok(())

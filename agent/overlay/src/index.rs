@@ -58,6 +58,12 @@ impl Index {
         mac_key(vtep).and_then(|key| self.macs.get(&key)).into_iter().flatten()
     }
 
+    /// The least underlay address in `net`, with the first node that has it.
+    pub(crate) fn first_underlay_in(&self, net: &IpNet) -> Option<(IpAddr, &Arc<str>)> {
+        let (address, nodes) = self.underlays.range(net.network()..=net.broadcast()).next()?;
+        Some((*address, nodes.first()?))
+    }
+
     /// Every node whose underlay address is in `net`.
     pub(crate) fn underlays_in(&self, net: &IpNet) -> impl Iterator<Item = &Arc<str>> {
         self.underlays.range(net.network()..=net.broadcast()).flat_map(|(_, nodes)| nodes)

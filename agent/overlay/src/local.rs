@@ -112,9 +112,15 @@ impl Local {
         {
             return Some(Reason::SubnetTaken { subnet, by: node.clone(), theirs: *own });
         }
+        if let Some(own) = self.subnets.get(family).filter(|own| own.contains(&vtep.underlay)) {
+            return Some(Reason::AddressInSubnet { address: vtep.underlay, subnet: own, of: node.clone() });
+        }
         let base = self.bases.get(family).as_ref()?;
         if base.address() == vtep.underlay {
             return Some(Reason::OwnAddress(vtep.underlay));
+        }
+        if subnet.contains(&base.address()) {
+            return Some(Reason::SubnetCovers { subnet, address: base.address(), of: node.clone() });
         }
         let mac = vtep.mac.filter(|mac| base.mac() == Some(*mac))?;
         Some(Reason::MacTaken { mac, by: node.clone() })

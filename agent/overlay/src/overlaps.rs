@@ -87,6 +87,8 @@ impl Overlap {
             (Claimant::OwnSubnet(own), Claimant::Host { net, .. }) if is_around(net, own) => {
                 Severity::Warning
             }
+            // Addresses of Services are translated before anything is routed: theirs works, and the pod's does not.
+            (Claimant::OwnSubnet(_), Claimant::ServiceRange(_)) => Severity::Warning,
             (Claimant::OwnSubnet(_), _) => Severity::Error,
             _ => Severity::Warning,
         }
@@ -371,8 +373,8 @@ mod tests {
         };
         let said = said(&addressing);
         let begin = [
-            "Error: this node's subnet 10.97.1.0/24 lies within Service range 10.96.0.0/12: pods and Services would",
             "Error: this node's subnet 10.97.1.0/24 contains address 10.97.1.9 of Node c: packets to that node",
+            "Warning: this node's subnet 10.97.1.0/24 lies within Service range 10.96.0.0/12: pods and Services would",
             "Warning: pod network 10.0.0.0/8 contains address 10.0.3.7/24 of eth0: no node may get a subnet in 10.0.3.0/24",
             "Warning: pod network 10.0.0.0/8 contains route 10.100.0.0/16 dev tun0: no node may get",
             "Warning: pod network 10.0.0.0/8 contains address 10.0.3.8 of Node b: no node may get the subnet with",

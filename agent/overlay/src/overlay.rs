@@ -1,6 +1,7 @@
 //! The pod network of one node, kept up to date event by event.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -32,6 +33,9 @@ use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 /// and of equal MACs, the lesser name. The other is left out for that family, with a problem (contract N14). A Node that
 /// loses against another peer still stands in the way of further ones: two faults never make a route. One that loses
 /// against this machine's own part stands in nobody's way.
+///
+/// A subnet with a node's underlay address in it is not routed, whoever has it: the route would take what is meant for
+/// that node, while without it only the subnet's pods are missing (contract N23).
 #[derive(Debug, Clone)]
 pub struct Overlay {
     settings: Settings,
@@ -43,6 +47,8 @@ pub struct Overlay {
     readings: BTreeMap<Arc<str>, Reading>,
     index: Index,
     standing: BTreeMap<Arc<str>, Standing>,
+    /// Addresses of Services, whose overlaps are named.
+    service_ranges: Vec<IpNet>,
     /// What is wrong, of the Nodes with which something is.
     faults: BTreeMap<Arc<str>, Vec<Reason>>,
     /// What the peers touched since the last [`Self::changes`] had in the kernel; `None` when that is not known.
@@ -70,6 +76,7 @@ impl Overlay {
             readings: BTreeMap::new(),
             index: Index::default(),
             standing: BTreeMap::new(),
+            service_ranges: Vec::new(),
             faults: BTreeMap::new(),
             before: None,
         };
@@ -107,6 +114,11 @@ impl Overlay {
         self.host = Some(host);
         self.relocate();
         changed.iter().for_each(|name| self.judge(name));
+    }
+
+    /// Takes the addresses of Services. They change no route: nodes among them are a problem.
+    pub fn set_service_ranges(&mut self, ranges: &[IpNet]) {
+        self.service_ranges = ranges.to_vec();
     }
 
     /// Takes the event that the Node `name` is now `node`, or gone.
@@ -215,7 +227,10 @@ impl Overlay {
     pub fn problems(&self) -> Vec<Problem> {
         let all =
             self.faults.iter().flat_map(|(node, reasons)| reasons.iter().map(move |reason| (node, reason)));
-        all.map(|(node, reason)| Problem { node: node.clone(), reason: reason.clone() }).collect()
+        let faults = all.map(|(node, reason)| Problem { node: node.clone(), reason: reason.clone() });
+        let mut problems: Vec<Problem> = faults.chain(self.misplaced()).collect();
+        problems.sort();
+        problems
     }
 
     /// Why the checksums of encapsulated packets are left to the kernel though nobody said so (contract N16).
@@ -289,10 +304,30 @@ impl Overlay {
         names.iter().for_each(|name| self.judge(name));
     }
 
+    /// Ranges with a peer's address in them: of each the first, however many there are.
+    fn misplaced(&self) -> impl Iterator<Item = Problem> {
+        let first = |net: IpNet, reason: fn(IpAddr, IpNet) -> Reason| {
+            let (address, node) = self.index.first_underlay_in(&net)?;
+            Some(Problem { node: node.clone(), reason: reason(address, net) })
+        };
+        let pods = self.settings.pod_networks.iter().filter_map(move |net| {
+            first(*net, |address, network| Reason::AddressInPodNetwork { address, network })
+        });
+        let services = self.service_ranges.iter().filter_map(move |net| {
+            first(*net, |address, range| Reason::AddressInServiceRange { address, range })
+        });
+        pods.chain(services)
+    }
+
     fn collect_rivals(&self, reading: &Reading, rivals: &mut BTreeSet<Arc<str>>) {
         for (_, vtep) in reading.vteps.iter() {
             rivals.extend(self.index.overlapping(vtep.subnet).map(|(_, name)| name.clone()));
             rivals.extend(self.index.same_mac(vtep).cloned());
+            // Subnets lie in pod networks, and seldom does a node.
+            let underlay = IpNet::from(vtep.underlay);
+            if self.settings.network_of(&underlay).is_some() {
+                rivals.extend(self.index.overlapping(underlay).map(|(_, name)| name.clone()));
+            }
         }
     }
 
@@ -328,7 +363,7 @@ impl Overlay {
         standing
     }
 
-    /// Whether another peer comes first.
+    /// Whether another peer comes first, or would be cut off.
     fn rival(&self, name: &Arc<str>, family: Family, vtep: &Vtep) -> Option<Reason> {
         let subnet = vtep.subnet;
         let first = |theirs: &IpNet, other: &Arc<str>| *theirs != subnet || other < name;
@@ -338,6 +373,9 @@ impl Overlay {
             .find(|(theirs, other)| first(theirs, other) && self.is_admitted(other, family));
         if let Some((theirs, by)) = taken {
             return Some(Reason::SubnetTaken { subnet, by: by.clone(), theirs });
+        }
+        if let Some((address, of)) = self.index.first_underlay_in(&subnet) {
+            return Some(Reason::SubnetCovers { subnet, address, of: of.clone() });
         }
         let by = self.index.same_mac(vtep).find(|other| *other < name && self.is_admitted(other, family))?;
         Some(Reason::MacTaken { mac: vtep.mac?, by: by.clone() })

@@ -38,10 +38,7 @@ impl Reading {
         }
         for family in Family::BOTH.into_iter().filter(|family| settings.has(*family)) {
             match vtep(settings, node, family) {
-                Ok(vtep) => {
-                    *reading.vteps.get_mut(family) = Some(vtep);
-                    reading.reasons.extend(among_pods(settings, vtep.underlay));
-                }
+                Ok(vtep) => *reading.vteps.get_mut(family) = Some(vtep),
                 Err(reason) if reading.reasons.contains(&reason) => {}
                 Err(reason) => reading.reasons.push(reason),
             }
@@ -74,12 +71,6 @@ pub(crate) fn subnet(settings: &Settings, node: &Node, family: Family) -> Result
         Some(_) => Ok(subnet.trunc()),
         None => Err(Reason::SubnetOutside(*subnet)),
     }
-}
-
-/// The peer is reached all the same, but not by everybody in every case (contract N23).
-fn among_pods(settings: &Settings, address: IpAddr) -> Option<Reason> {
-    let network = settings.pod_networks.iter().find(|network| network.contains(&address))?;
-    Some(Reason::AddressAmongPods { address, network: *network })
 }
 
 /// The Node's first address of `family`.
@@ -138,21 +129,6 @@ mod tests {
         let reading = Reading::of(&settings(Peering::Derived), &node);
         assert_eq!(reading.vteps, PerFamily::default());
         assert_eq!(reading.reasons, [Reason::SubnetOutside("10.99.2.0/24".parse().unwrap())]);
-    }
-
-    #[test]
-    fn n23_a_node_whose_address_a_pod_could_have_is_named_and_routed() {
-        let node = Node {
-            name: "b".into(),
-            addresses: vec!["10.244.9.9".parse().unwrap()],
-            pod_cidrs: vec!["10.244.2.0/24".parse().unwrap()],
-            ..Node::default()
-        };
-        let reading = Reading::of(&settings(Peering::Derived), &node);
-        assert!(reading.vteps.v4.is_some());
-        let [reason] = &reading.reasons[..] else { panic!("{:?}", reading.reasons) };
-        let said = reason.to_string();
-        assert!(said.starts_with("its address 10.244.9.9 lies in pod network 10.244.0.0/16: "), "{said}");
     }
 
     #[test]

@@ -74,20 +74,58 @@ pub enum Reason {
     /// The Node has no address to send to.
     #[error("no {0} address in status.addresses to send to: the node is skipped for {0}")]
     NoAddress(Family),
-    /// The peer's address is one that a pod could have.
-    #[error(
-        "its address {address} lies in pod network {network}: traffic to the node is taken for pod traffic; \
-             choose a pod network apart from the nodes' addresses"
-    )]
-    AddressAmongPods {
-        /// The peer's address.
-        address: IpAddr,
-        /// The pod network around it.
-        network: IpNet,
-    },
     /// A peer says that it is to be reached at this machine's own address.
     #[error("its address {0} is this machine's own: the node is skipped")]
     OwnAddress(IpAddr),
+    /// A route to the subnet would take packets that are meant for a node (contract N23).
+    #[error(
+        "subnet {subnet} contains {address}, the address of Node {of}, which a route to it would cut off: it is not \
+             routed; give the Node another subnet"
+    )]
+    SubnetCovers {
+        /// The Node's subnet.
+        subnet: IpNet,
+        /// The underlay address in it.
+        address: IpAddr,
+        /// Whose address that is; it may be the Node's own.
+        of: Arc<str>,
+    },
+    /// Packets to the node would end in this machine's pods (contract N23).
+    #[error(
+        "its address {address} is in {subnet}, the subnet of Node {of}, and cannot be reached from there: the node is \
+             skipped; give Node {of} another subnet"
+    )]
+    AddressInSubnet {
+        /// The peer's address.
+        address: IpAddr,
+        /// This machine's subnet.
+        subnet: IpNet,
+        /// This machine's Node.
+        of: Arc<str>,
+    },
+    /// Nodes have addresses in a pod network (contract N23). It is told of the first of them: all have the same cause.
+    #[error(
+        "its address {address}, and maybe other nodes', is in pod network {network}: no node may get a subnet with \
+             such an address, and traffic to it is taken for pod traffic; choose a pod network apart from the nodes' \
+             addresses"
+    )]
+    AddressInPodNetwork {
+        /// The peer's address.
+        address: IpAddr,
+        /// The pod network.
+        network: IpNet,
+    },
+    /// Nodes have addresses in a range of Services (contract N23), told of the first of them.
+    #[error(
+        "its address {address}, and maybe other nodes', is in Service range {range}: a Service that gets such an \
+             address cuts the node off; choose a Service range apart from the nodes' addresses"
+    )]
+    AddressInServiceRange {
+        /// The peer's address.
+        address: IpAddr,
+        /// The Services' range.
+        range: IpNet,
+    },
     /// This machine cannot send encapsulated packets of this family.
     #[error("interface {interface} has no {family} address: no {family} pod network on this node")]
     ExternalAddress {
@@ -146,6 +184,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether a peer of which nothing else is wrong is routed all the same.
+    pub fn is_warning(&self) -> bool {
+        matches!(
+            self,
+            Self::AddressInPodNetwork { .. }
+                | Self::AddressInServiceRange { .. }
+                | Self::Annotation { kept: true, .. }
+        )
+    }
+
     /// One word for it, as Events and metrics have it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -157,8 +205,11 @@ impl Reason {
             Self::SubnetTaken { .. } => "SubnetTaken",
             Self::MacTaken { .. } => "MacTaken",
             Self::NoAddress(..) => "NoAddress",
-            Self::AddressAmongPods { .. } => "AddressAmongPods",
             Self::OwnAddress(..) => "OwnAddress",
+            Self::SubnetCovers { .. } => "SubnetCovers",
+            Self::AddressInSubnet { .. } => "AddressInSubnet",
+            Self::AddressInPodNetwork { .. } => "AddressInPodNetwork",
+            Self::AddressInServiceRange { .. } => "AddressInServiceRange",
             Self::ExternalAddress { .. } => "ExternalAddress",
             Self::AddressDiffers { .. } => "AddressDiffers",
             Self::NoNeighbour { .. } => "NoNeighbour",

@@ -36,6 +36,8 @@ enum Event {
     Node(usize, Option<Shape>),
     /// The external interface's MTU, and which underlay addresses are neighbours', a bit for each.
     Host(u32, u8),
+    /// Whether Services have the range that holds the nodes' addresses.
+    Services(bool),
     Drain,
 }
 
@@ -47,9 +49,10 @@ proptest! {
     fn n17_incremental_equals_scratch(settings in any_settings(), events in events()) {
         let mut overlay = Overlay::new(settings.clone()).unwrap();
         overlay.set_host(host(1500));
-        let (mut nodes, mut facts) = (BTreeMap::<_, Vec<_>>::new(), host(1500));
+        let (mut nodes, mut facts, mut services) = (BTreeMap::<_, Vec<_>>::new(), host(1500), false);
         for event in &events {
             match event {
+                Event::Services(present) => services = *present,
                 Event::Node(at, shape) => {
                     let history = nodes.entry(*at).or_default();
                     if shape.as_ref().is_none_or(|shape| !shape.slip) {
@@ -64,6 +67,7 @@ proptest! {
         }
         let mut scratch = Overlay::new(settings).unwrap();
         scratch.set_host(facts);
+        feed(&mut scratch, &Event::Services(services));
         for (at, history) in nodes {
             history.into_iter().for_each(|shape| feed(&mut scratch, &Event::Node(at, shape)));
         }
@@ -71,27 +75,34 @@ proptest! {
         prop_assert_eq!(overlay.annotations(), scratch.annotations());
     }
 
-    /// The rule of contract N14 once more, by comparing each Node with every other.
+    /// The rules of contracts N14 and N23 once more, by comparing each Node with every other.
     #[test]
-    fn n14_of_nodes_that_contend_only_the_first_is_routed(shapes in prop::collection::vec(prop::option::of(shape()), 6)) {
+    fn n14_n23_of_nodes_that_contend_only_the_first_is_routed_and_no_route_takes_a_nodes_address(shapes in prop::collection::vec(prop::option::of(shape()), 6)) {
         let mut overlay = overlay();
         for (at, shape) in shapes.iter().enumerate() {
             feed(&mut overlay, &Event::Node(at, shape.clone()));
         }
-        let claims: Vec<(&str, IpNet, u8)> = NAMES
+        let claims: Vec<(&str, IpNet, u8, IpAddr)> = NAMES
             .iter()
             .zip(&shapes)
             .filter(|(name, _)| **name != OWN)
-            .filter_map(|(name, shape)| Some((*name, subnet4(shape.as_ref().filter(|shape| shape.managed && !shape.host_gw && !shape.slip)?)?, shape.as_ref()?.mac)))
+            .filter_map(|(name, shape)| {
+                let routable = |shape: &&Shape| shape.managed && !shape.host_gw && !shape.slip;
+                let shape = shape.as_ref().filter(routable)?;
+                Some((*name, subnet4(shape)?, shape.mac, underlay(shape.underlay, Family::V4)))
+            })
             .collect();
         let own = shapes[3].as_ref().and_then(subnet4);
         let own_mac = shapes[3].as_ref().map(|shape| if shape.managed { mac(shape.mac, 4) } else { own_device_mac() });
         let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        let addresses: Vec<IpAddr> = claims.iter().map(|(_, _, _, address)| *address).collect();
         let admitted: Vec<_> = claims
             .into_iter()
-            .filter(|(_, subnet, at)| {
-                own.is_some_and(|own| !overlap(&own, subnet)) && own_mac != Some(mac(*at, 4))
+            .filter(|(_, subnet, at, address)| {
+                own.is_some_and(|own| !overlap(&own, subnet) && !own.contains(address))
+                    && own_mac != Some(mac(*at, 4))
             })
+            .map(|(name, subnet, at, _)| (name, subnet, at))
             .collect();
         let comes_first = |(name, subnet, at): &(&str, IpNet, u8), (other, theirs, mac): &(&str, IpNet, u8)| {
             let longer = overlap(theirs, subnet) && theirs.prefix_len() > subnet.prefix_len();
@@ -101,6 +112,7 @@ proptest! {
             .iter()
             .filter(|claim| !admitted.iter().any(|other| comes_first(claim, other)))
             .map(|(_, subnet, _)| *subnet)
+            .filter(|subnet| !addresses.iter().any(|address| subnet.contains(address)))
             .collect();
         let routed: BTreeSet<IpNet> =
             overlay.plan().rows.routes.into_keys().filter(|subnet| subnet.addr().is_ipv4()).collect();
@@ -574,6 +586,98 @@ fn n14_one_node_with_a_wide_subnet_or_everybodys_mac_costs_no_other_node_its_pla
     assert!(found[0].contains("10.244.8.0/24 of Node aaa"), "between equal ones the name decides: {found:?}");
 }
 
+#[test]
+fn n23_a_nodes_address_in_a_pod_network_is_named_once_and_only_what_would_cut_it_off_is_not_routed() {
+    let (mut overlay, _) = with_peer(7);
+    let at = |n: u8, address: &str| {
+        let mut node = peer(n);
+        node.flannel.insert("public-ip".to_owned(), address.to_owned());
+        node
+    };
+    let routed = |overlay: &Overlay| -> Vec<String> {
+        overlay.plan().rows.routes.keys().map(ToString::to_string).collect()
+    };
+    let found = |overlay: &Overlay| -> Vec<(String, &'static str)> {
+        let all = overlay.problems().into_iter();
+        all.filter(|problem| !matches!(problem.reason, Reason::NoSubnet(_)))
+            .map(|problem| (problem.node.to_string(), problem.reason.name()))
+            .collect()
+    };
+    let named = |node: &str, reason| (node.to_owned(), reason);
+
+    for n in 8..=9 {
+        overlay.apply(&peer(n).name, Some(&at(n, &format!("10.244.200.{n}"))));
+    }
+    assert_eq!(routed(&overlay), ["10.244.7.0/24", "10.244.8.0/24", "10.244.9.0/24"]);
+    assert_eq!(found(&overlay), [named("peer-8", "AddressInPodNetwork")], "all have one cause");
+
+    overlay.apply(&peer(200).name, Some(&peer(200)));
+    assert_eq!(routed(&overlay), ["10.244.7.0/24", "10.244.8.0/24", "10.244.9.0/24"]);
+    let covers = [named("peer-200", "SubnetCovers"), named("peer-8", "AddressInPodNetwork")];
+    assert_eq!(found(&overlay), covers);
+    let text = overlay.problems().iter().map(ToString::to_string).find(|text| text.contains("contains"));
+    let text = text.unwrap();
+    assert!(
+        text.contains("10.244.200.0/24") && text.contains("10.244.200.8, the address of Node peer-8"),
+        "{text}"
+    );
+
+    overlay.changes().unwrap();
+    for n in 8..=9 {
+        overlay.apply(&peer(n).name, Some(&peer(n)));
+    }
+    let kinds: Vec<&str> = overlay.changes().unwrap().iter().map(kind).collect();
+    assert_eq!(
+        kinds,
+        ["SetNeighbour", "SetFdb", "SetFdb", "SetFdb", "SetRoute"],
+        "those two and the one that waited"
+    );
+    assert_eq!(found(&overlay), []);
+
+    overlay.apply(&peer(9).name, Some(&at(9, "10.244.0.9")));
+    assert!(
+        !routed(&overlay).contains(&"10.244.9.0/24".to_owned()),
+        "its packets would end in this node's pods"
+    );
+    assert_eq!(found(&overlay), [named("peer-9", "AddressInSubnet"), named("peer-9", "AddressInPodNetwork")]);
+    overlay.apply(&peer(9).name, Some(&at(9, "10.244.9.1")));
+    assert_eq!(
+        found(&overlay),
+        [named("peer-9", "SubnetCovers"), named("peer-9", "AddressInPodNetwork")],
+        "in its own subnet"
+    );
+    assert_eq!(routed(&overlay).len(), 3);
+}
+
+#[test]
+fn n23_a_subnet_with_this_machines_own_address_is_not_routed() {
+    let mut overlay = overlay();
+    feed(&mut overlay, &own_event());
+    let mut host = host(1500);
+    host.external.v4 = Some(Ipv4Addr::new(10, 244, 7, 9));
+    overlay.set_host(host);
+    overlay.apply(&peer(7).name, Some(&peer(7)));
+    overlay.apply(&peer(8).name, Some(&peer(8)));
+    let routes: Vec<String> = overlay.plan().rows.routes.keys().map(ToString::to_string).collect();
+    assert_eq!(routes, ["10.244.8.0/24"]);
+    let texts: Vec<String> = overlay.problems().iter().map(ToString::to_string).collect();
+    assert!(texts.iter().any(|text| text.contains("10.244.7.9, the address of Node m")), "{texts:?}");
+}
+
+#[test]
+fn n23_nodes_with_addresses_of_services_are_named_and_nothing_else_changes() {
+    let (mut overlay, _) = with_peer(7);
+    feed(&mut overlay, &Event::Services(true));
+    assert_eq!(overlay.changes(), Some(vec![]));
+    let named = |overlay: &Overlay| {
+        let reasons: Vec<_> = overlay.problems().iter().map(|problem| problem.reason.name()).collect();
+        reasons.contains(&"AddressInServiceRange")
+    };
+    assert!(named(&overlay));
+    feed(&mut overlay, &Event::Services(false));
+    assert!(!named(&overlay));
+}
+
 /// An overlay with DirectRouting and one peer, and the kernel that has it.
 fn direct_peer(n: u8, neighbours: u8) -> (Overlay, FakeKernel) {
     let settings = Settings { direct_routing: true, ..settings() };
@@ -628,6 +732,59 @@ fn n19_interfaces_go_on_taking_router_advertisements_when_forwarding_is_switched
         let wanted: Vec<Op> = wanted.into_iter().map(Op::SetSysctl).take(steps).collect();
         assert_eq!(overlay.reconcile(&kernel.observe()), wanted);
     }
+}
+
+#[test]
+fn n13_what_somebody_added_to_a_route_or_did_with_a_link_is_taken_back() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let name = LinkName::new("flannel.1").unwrap();
+    let subnet: IpNet = "10.244.7.0/24".parse().unwrap();
+    let state = kernel.state_mut();
+    state.altered_routes.insert(subnet);
+    state.links.get_mut(&name).unwrap().enslaved = true;
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), ["SetLink", "SetRoute"]);
+    ops.iter().for_each(|op| kernel.run(op).unwrap());
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+
+    kernel.state_mut().altered_routes.insert(subnet);
+    overlay.apply(&"peer-7".into(), None);
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), ["RemoveRoute", "RemoveNeighbour", "RemoveFdb"]);
+}
+
+#[test]
+fn n19_forwarding_is_switched_on_for_our_links_and_the_interface_where_it_is_off_for_them_alone() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let link = |name: &str| LinkName::new(name).unwrap();
+    let off = |family, name: &str| (Sysctl::LinkForwarding(family, link(name)), "0".to_owned());
+    kernel.state_mut().sysctls.extend([
+        off(Family::V4, "eth0"),
+        off(Family::V4, "flannel.1"),
+        off(Family::V6, "flannel-v6.1"),
+        off(Family::V6, "eth0"),
+        // Those do not matter: the one is of the other family, the other nobody's concern.
+        off(Family::V6, "flannel.1"),
+        off(Family::V4, "eth9"),
+    ]);
+    let paths = |ops: &[Op]| -> Vec<String> {
+        let path = |op: &Op| match op {
+            Op::SetSysctl(sysctl) => sysctl.path(),
+            op => panic!("{op:?}"),
+        };
+        ops.iter().map(path).collect()
+    };
+    let expected = [
+        "net/ipv4/conf/flannel.1/forwarding",
+        "net/ipv4/conf/eth0/forwarding",
+        "net/ipv6/conf/flannel-v6.1/forwarding",
+        "net/ipv6/conf/eth0/forwarding",
+    ];
+    assert_eq!(paths(&overlay.reconcile(&kernel.observe())), expected);
+    kernel.state_mut().sysctls.insert(Sysctl::Forwarding(Family::V4), "0".to_owned());
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(paths(&ops)[..1], ["net/ipv4/ip_forward"], "which switches it on for every link");
+    assert_eq!(ops.len(), 3);
 }
 
 #[test]
@@ -769,6 +926,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         8 => (0..NAMES.len(), prop::option::weighted(0.8, shape())).prop_map(|(at, shape)| Event::Node(at, shape)),
         2 => (prop_oneof![Just(1400), Just(1500)], any::<u8>())
             .prop_map(|(mtu, neighbours)| Event::Host(mtu, neighbours)),
+        1 => any::<bool>().prop_map(Event::Services),
         2 => Just(Event::Drain),
     ];
     prop::collection::vec(event, 0..25)
@@ -779,7 +937,9 @@ fn shape() -> impl Strategy<Value = Shape> {
         prop::option::weighted(0.9, (0u8..6, prop_oneof![4 => Just(24u8), 1 => Just(23), 1 => Just(25)]));
     let v6 = prop::option::of(0u8..5);
     let bools = (prop::bool::weighted(0.9), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
-    (bools, v4, v6, 0u8..8, 1u8..6).prop_map(|((managed, host_gw, slip), v4, v6, mac, underlay)| Shape {
+    // Some have an address in what may be a node's subnet.
+    let underlay = prop_oneof![8 => 1u8..6, 1 => 250u8..];
+    (bools, v4, v6, 0u8..8, underlay).prop_map(|((managed, host_gw, slip), v4, v6, mac, underlay)| Shape {
         managed,
         slip,
         host_gw,
@@ -855,8 +1015,23 @@ fn feed(overlay: &mut Overlay, event: &Event) {
             overlay.apply(&name, node.as_ref());
         }
         Event::Host(mtu, neighbours) => overlay.set_host(host_with(*mtu, *neighbours)),
+        Event::Services(present) => {
+            let ranges = ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap());
+            overlay.set_service_ranges(if *present { &ranges } else { &[] });
+        }
         Event::Drain => {}
     }
+}
+
+/// From 250 on, addresses of pods.
+fn underlay(n: u8, family: Family) -> IpAddr {
+    let text = match (family, n) {
+        (Family::V4, 250..) => format!("10.244.{}.200", n - 250),
+        (Family::V4, _) => format!("192.0.2.{n}"),
+        (Family::V6, 250..) => format!("fd00:0:0:{}::200", n - 250),
+        (Family::V6, _) => format!("2001:db8::{n}"),
+    };
+    text.parse().unwrap()
 }
 
 fn node(name: &str, shape: &Shape) -> Node {
@@ -872,8 +1047,11 @@ fn node(name: &str, shape: &Shape) -> Node {
             ("backend-type", if shape.host_gw { "host-gw" } else { "vxlan" }.to_owned()),
             ("backend-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 4))),
             ("backend-v6-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 6))),
-            ("public-ip", if shape.slip { "oops".to_owned() } else { format!("192.0.2.{}", shape.underlay) }),
-            ("public-ipv6", format!("2001:db8::{}", shape.underlay)),
+            (
+                "public-ip",
+                if shape.slip { "oops".to_owned() } else { underlay(shape.underlay, Family::V4).to_string() },
+            ),
+            ("public-ipv6", underlay(shape.underlay, Family::V6).to_string()),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))

@@ -39,7 +39,7 @@ impl Cluster {
     /// Puts the whole shop there.
     pub(crate) fn publish(&self, shop: &Shop) -> Result<()> {
         if let Self::Kube(plane) = self {
-            plane.apply(surroundings()?).context("create the namespace shop")?;
+            plane.apply(surroundings()?).context("create the namespaces")?;
         }
         shop.manifests().into_iter().try_for_each(|manifest| self.put(manifest, &[]))
     }
@@ -111,5 +111,7 @@ fn surroundings() -> Result<String> {
     let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } });
     let metadata = json!({ "namespace": "shop", "name": "default" });
     let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata });
-    Ok(document(&namespace)? + &document(&account)?)
+    // As manifests/podway.yaml makes it.
+    let claims = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "podway-subnets" } });
+    Ok(document(&namespace)? + &document(&account)? + &document(&claims)?)
 }

@@ -58,12 +58,19 @@ enum Store {
     Kube(Box<ControlPlane>),
 }
 
+/// Where subnets are claimed, as manifests/podway.yaml makes it.
+const CLAIMS: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: podway-subnets}}";
+
 impl<'lab> Cluster<'lab> {
     /// A cluster without nodes over a folder or an API server of its own.
     pub fn over(lab: &'lab Lab, source: Source) -> Result<Self> {
         let store = match source {
             Source::Directory => Store::Directory(lab.folder("cluster")?),
-            Source::Kube => Store::Kube(Box::new(lab.control_plane()?)),
+            Source::Kube => {
+                let plane = lab.control_plane()?;
+                plane.apply(CLAIMS)?;
+                Store::Kube(Box::new(plane))
+            }
         };
         Ok(Self { lab, store, published: RefCell::default() })
     }

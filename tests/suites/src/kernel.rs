@@ -124,13 +124,15 @@ impl Strangers {
     }
 }
 
-/// Without the number of a link, which is another one when the link is made again.
-fn unnumbered(line: &str) -> &str {
+/// Without the number of a link, which is another one when the link is made again, and without the length of a queue
+/// that VXLAN links do not have: flannel sets it to none, podway leaves the kernel's.
+fn unnumbered(line: &str) -> String {
     let line = line.trim();
-    match line.split_once(": ") {
+    let rest = match line.split_once(": ") {
         Some((number, rest)) if number.parse::<u32>().is_ok() => rest,
         _ => line,
-    }
+    };
+    rest.replace("qlen 1000", "")
 }
 
 /// Waits until nothing of another node is left on this one.

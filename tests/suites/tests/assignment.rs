@@ -20,12 +20,16 @@ const SOON: Duration = Duration::from_secs(20);
 /// What podway may do at the API server, as users apply it.
 const PODWAY: &str = include_str!("../../../manifests/podway.yaml");
 
-const NAMESPACE: &str = "kube-system";
+/// Where claims are kept.
+const NAMESPACE: &str = "podway-subnets";
+
+/// Where podway's ServiceAccount is.
+const ACCOUNT: &str = "kube-system";
 
 #[test]
 fn n2_two_hundred_nodes_that_join_in_the_same_second_get_subnets_of_their_own() {
     in_lab("assign-many", |lab| {
-        let plane = lab.control_plane()?;
+        let plane = with_namespace(lab.control_plane()?)?;
         let vpc = [whole("10.0.0.0/8"), whole("fd00::/8")];
         let started = std::time::Instant::now();
         let subnets = join(&plane, "vpc", 200, &vpc)?;
@@ -74,7 +78,7 @@ fn n2_two_hundred_nodes_that_join_in_the_same_second_get_subnets_of_their_own() 
 #[test]
 fn n2_a_daemon_that_is_killed_at_any_step_finds_its_claims_again() {
     in_lab("assign-killed", |lab| {
-        let plane = lab.control_plane()?;
+        let plane = with_namespace(lab.control_plane()?)?;
         let ranges = [whole("10.77.0.0/16"), whole("fd77::/48")];
         let mut all = Vec::new();
         for killed_after in 0.. {
@@ -105,7 +109,7 @@ fn n2_a_daemon_that_is_killed_at_any_step_finds_its_claims_again() {
 #[test]
 fn n2_subnets_that_somebody_else_writes_at_any_step_count_and_own_claims_are_let_go() {
     in_lab("assign-foreign", |lab| {
-        let plane = lab.control_plane()?;
+        let plane = with_namespace(lab.control_plane()?)?;
         let ranges = [whole("10.77.0.0/16")];
         for step in 0.. {
             let name = format!("foreign-{step}");
@@ -159,7 +163,7 @@ fn n2_subnets_that_somebody_else_writes_at_any_step_count_and_own_claims_are_let
 #[test]
 fn n2_of_two_machines_with_one_name_one_is_served_and_the_other_is_told_what_to_do() {
     in_lab("assign-twins", |lab| {
-        let plane = lab.control_plane()?;
+        let plane = with_namespace(lab.control_plane()?)?;
         let ranges = [whole("10.77.0.0/16")];
         for round in 0..5 {
             let name = format!("twin-{round}");
@@ -200,7 +204,7 @@ fn n2_s42_the_rights_of_manifests_podway_yaml_are_enough_to_assign_and_no_more_t
         let ranges = [whole("10.77.0.0/16"), whole("fd77::/48")];
         plane.apply(format!("{}{}", manifests::node("node-1"), manifests::node("given")))?;
         allocate(&plane, "given", &net("10.77.9.0/24"))?;
-        let account = plane.service_account_kubeconfig(NAMESPACE, "podway")?;
+        let account = plane.service_account_kubeconfig(ACCOUNT, "podway")?;
         let assign = |name| {
             let account = account.clone();
             run(&plane, async move |_| assign(&account, name, "m", &ranges).await)
@@ -210,7 +214,7 @@ fn n2_s42_the_rights_of_manifests_podway_yaml_are_enough_to_assign_and_no_more_t
 
         // As before podway claimed subnets: with the right to read Nodes only.
         plane.kubectl(&["create", "clusterrole", "nodes", "--verb=get,list", "--resource=nodes"])?;
-        let account_name = format!("--serviceaccount={NAMESPACE}:podway");
+        let account_name = format!("--serviceaccount={ACCOUNT}:podway");
         plane.kubectl(&["create", "clusterrolebinding", "nodes", "--clusterrole=nodes", &account_name])?;
         let given = eventually(SOON, "the right to read Nodes", || assign("given").and_then(|it| it));
         assert_eq!(given.subnets, [net("10.77.9.0/24")]);
@@ -227,6 +231,9 @@ fn n2_s42_the_rights_of_manifests_podway_yaml_are_enough_to_assign_and_no_more_t
             ("update", "coordination.k8s.io", "leases", NAMESPACE, false),
             ("deletecollection", "coordination.k8s.io", "leases", NAMESPACE, false),
             ("create", "coordination.k8s.io", "leases", "kube-node-lease", false),
+            // Leader locks are there.
+            ("patch", "coordination.k8s.io", "leases", "kube-system", false),
+            ("delete", "coordination.k8s.io", "leases", "kube-system", false),
             ("delete", "coordination.k8s.io", "leases", "default", false),
             ("patch", "", "nodes", "", true),
             ("update", "", "nodes", "", false),
@@ -241,6 +248,57 @@ fn n2_s42_the_rights_of_manifests_podway_yaml_are_enough_to_assign_and_no_more_t
         }
         Ok(())
     });
+}
+
+#[test]
+fn n2_s42_without_the_right_to_patch_nodes_given_subnets_are_claimed_and_only_assigning_is_refused() {
+    in_lab("assign-status", |lab| {
+        let plane = lab.control_plane()?;
+        let ranges = [whole("10.77.0.0/16")];
+        plane.apply(PODWAY)?;
+        plane.kubectl(&["delete", "clusterrolebinding,clusterrole", "podway-assign-subnets"])?;
+        plane.apply(format!("{}{}", manifests::node("bare"), manifests::node("given")))?;
+        allocate(&plane, "given", &net("10.77.9.0/24"))?;
+        let account = plane.service_account_kubeconfig(ACCOUNT, "podway")?;
+        let assign = |name| {
+            let account = account.clone();
+            run(&plane, async move |_| assign(&account, name, "m", &ranges).await)
+        };
+        let given = eventually(SOON, "the rights of podway", || match assign("given").and_then(|it| it) {
+            Ok(given) if given.unguarded.is_none() => Ok(given),
+            other => Err(format!("{other:?}")),
+        });
+        assert_eq!(given.subnets, [net("10.77.9.0/24")]);
+        let node = plane.get("/api/v1/nodes/given")?;
+        assert!(node["metadata"]["annotations"]["podway/subnet-claims"].is_string(), "{node}");
+        let refused = assign("bare")?.unwrap_err().to_string();
+        assert!(refused.contains("patching Node bare") && refused.contains("forbidden"), "{refused}");
+        assert!(!may(&plane, "patch", "", "nodes", "")?);
+        Ok(())
+    });
+}
+
+#[test]
+fn n2_without_the_namespace_for_claims_given_subnets_are_used_and_it_is_named() {
+    in_lab("assign-nowhere", |lab| {
+        let plane = lab.control_plane()?;
+        let ranges = [whole("10.77.0.0/16")];
+        plane.apply(format!("{}{}", manifests::node("bare"), manifests::node("given")))?;
+        allocate(&plane, "given", &net("10.77.9.0/24"))?;
+        let assign = |name| run(&plane, async |kubeconfig| assign(kubeconfig, name, "m", &ranges).await);
+        let given = assign("given")??;
+        assert_eq!(given.subnets, [net("10.77.9.0/24")]);
+        for why in [given.unguarded.context("claimed nowhere")?, assign("bare")?.unwrap_err().to_string()] {
+            assert!(why.contains(&format!("namespaces \"{NAMESPACE}\" not found")), "{why}");
+        }
+        Ok(())
+    });
+}
+
+fn with_namespace(plane: ControlPlane) -> Result<ControlPlane> {
+    let metadata = json!({ "name": NAMESPACE });
+    plane.apply(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata }))?;
+    Ok(plane)
 }
 
 /// Applies the Nodes, then lets all of them ask for subnets at once, each with a connection of its own.
@@ -376,7 +434,7 @@ fn items(list: &Value) -> Result<Vec<Value>> {
 /// Whether RBAC lets podway's ServiceAccount do this.
 fn may(plane: &ControlPlane, verb: &str, group: &str, resource: &str, namespace: &str) -> Result<bool> {
     let attributes = json!({ "verb": verb, "group": group, "resource": resource, "namespace": namespace });
-    let user = format!("system:serviceaccount:{NAMESPACE}:podway");
+    let user = format!("system:serviceaccount:{ACCOUNT}:podway");
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",

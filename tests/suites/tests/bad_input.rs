@@ -71,6 +71,49 @@ fn an_unknown_variable_is_named() {
 }
 
 #[test]
+fn n23_services_among_the_addresses_of_pods_are_named_whenever_they_come_and_nothing_waits_for_them() {
+    in_lab("bad-ranges", |lab| {
+        let cluster = Cluster::over(lab, Source::Kube)?;
+        let podway = cluster.member(1)?.podway(Dataplane::Nftables)?;
+        wait_until_programmed(&podway)?;
+        assert_eq!(complaints(&podway.log()), Vec::<&str>::new());
+        let range = json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": { "name": "more" },
+            "spec": { "cidrs": ["10.77.1.128/25"] },
+        });
+        cluster.publish("more", range)?;
+        podway.wait_for_log("this node's subnet 10.77.1.0/24 contains Service range 10.77.1.128/25", SOON)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn n23_a_nodes_address_among_the_pods_is_named_and_a_subnet_that_would_cut_it_off_is_not_routed() {
+    in_lab("bad-underlay", |lab| {
+        let (cluster, [one, two]) = Cluster::of_nodes::<2>(lab)?;
+        let peer = |name: &str, address: &str, subnet: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            manifests::node(name).internal_ips([address]).pod_cidrs([subnet])
+        };
+        cluster.publish("vpc", peer("vpc", "10.77.200.9", "10.77.9.0/24"))?;
+        let podway = one.podway(Dataplane::Nftables)?;
+        wait_until_programmed(&podway)?;
+        podway.wait_for_log("Node vpc: its address 10.77.200.9", SOON)?;
+        let routes = || -> Result<String> { one.command("ip").args(["route", "show", "proto", "105"]).run() };
+        assert!(routes()?.contains("10.77.9.0/24"), "{}", routes()?);
+
+        cluster.publish("late", peer("late", "192.0.2.77", "10.77.200.0/24"))?;
+        podway.wait_for_log("Node late: subnet 10.77.200.0/24 contains 10.77.200.9, the address of Node vpc", SOON)?;
+        let routes = routes()?;
+        assert!(routes.contains("10.77.9.0/24") && routes.contains("10.77.2.0/24"), "{routes} on {}", two.name());
+        assert!(!routes.contains("10.77.200.0/24"), "{routes}");
+        Ok(())
+    });
+}
+
+#[test]
 fn without_the_right_to_program_the_network_podway_says_which_one_it_needs() {
     in_lab("bad-rights", |lab| {
         let node = lab.node("node-1")?;

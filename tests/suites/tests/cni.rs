@@ -245,6 +245,33 @@ fn n11_an_add_for_a_pod_that_is_attached_is_refused_and_harms_nothing() {
 }
 
 #[test]
+fn n11_a_link_of_the_pods_name_that_is_anothers_is_neither_replaced_nor_deleted() {
+    in_lab("cni-foreign", |lab| {
+        let cni = CniNode::new(lab)?;
+        let pod = cni.node().sandbox("pod")?;
+        let link = cni.add(&pod)?.link().to_owned();
+        cni.del(&pod)?;
+        let another = format!("link add {link} type veth peer name other0\nlink set {link} alias other");
+        let bridge = format!("link del {link}\nlink add {link} type bridge");
+        for (stranger, named) in [(another, "other"), (bridge, "no veth")] {
+            cni.node().ip(&stranger)?;
+            let state = KernelState::read(cni.node())?;
+            let refused = cni.call("ADD", &pod, &cni.config(Value::Null))?;
+            let text = refused.json.to_string();
+            assert!(refused.code() == 106 && text.contains(&link) && text.contains(named), "{text}");
+            cni.del(&pod)?;
+            cni.gc(&[])?.succeeded("GC")?;
+            assert_eq!(cni.reserved()?, BTreeSet::new());
+            state.assert_same(&KernelState::read(cni.node())?);
+        }
+        // What an ADD left that was killed has no alias yet.
+        cni.node().ip(&format!("link del {link}\nlink add {link} type veth peer name other0"))?;
+        cni.add(&pod)?;
+        Ok(())
+    });
+}
+
+#[test]
 fn n11_del_succeeds_again_and_without_the_namespace_and_frees_the_addresses() {
     in_lab("cni-del", |lab| {
         let cni = CniNode::new(lab)?;

@@ -12,16 +12,23 @@ use podway_testkit::{Host, Process, eventually, in_lab};
 
 const PORT: u16 = 8080;
 
-/// What a firewall loads, and with which program.
+/// Many times what an answer takes.
+const SHORT: Duration = Duration::from_millis(500);
+
+/// What a firewall loads, and with which program, and what its administrator then says to keep packets from a pod.
 struct Firewall {
     lab: &'static str,
     loads: &'static [(&'static str, &'static [&'static str], &'static str)],
+    denies_ipv4: (&'static str, &'static str),
+    denies_ipv6: (&'static str, &'static str),
 }
 
 /// As Docker leaves iptables: a policy of DROP, chains of its own, accepts for its own bridge.
 const DOCKER: Firewall = Firewall {
     lab: "forward-docker",
     loads: &[("iptables-restore", &["-n"], DOCKER_RULES), ("ip6tables-restore", &["-n"], DOCKER_RULES)],
+    denies_ipv4: ("iptables", "-I DOCKER-USER -d ADDRESS -j DROP"),
+    denies_ipv6: ("ip6tables", "-I DOCKER-USER -d ADDRESS -j DROP"),
 };
 
 const DOCKER_RULES: &str = "*filter
@@ -36,21 +43,26 @@ const DOCKER_RULES: &str = "*filter
 COMMIT
 ";
 
-/// As ufw leaves it: a policy of DROP, and chains that let answers pass.
+/// As ufw leaves it: a policy of DROP, and chains that let answers pass and hold `ufw route` rules.
 const UFW: Firewall = Firewall {
     lab: "forward-ufw",
     loads: &[("iptables-restore", &["-n"], UFW_RULES), ("ip6tables-restore", &["-n"], UFW_RULES)],
+    denies_ipv4: ("iptables", "-A ufw-user-forward -d ADDRESS -j DROP"),
+    denies_ipv6: ("ip6tables", "-A ufw-user-forward -d ADDRESS -j DROP"),
 };
 
 const UFW_RULES: &str = "*filter
 :FORWARD DROP [0:0]
 :ufw-before-forward - [0:0]
+:ufw-user-forward - [0:0]
 :ufw-after-logging-forward - [0:0]
 :ufw-reject-forward - [0:0]
 -A FORWARD -j ufw-before-forward
 -A FORWARD -j ufw-after-logging-forward
 -A FORWARD -j ufw-reject-forward
 -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-forward -j ufw-user-forward
+-A ufw-after-logging-forward -m limit --limit 3/min --limit-burst 10 -j LOG --log-prefix \"[UFW BLOCK] \"
 COMMIT
 ";
 
@@ -65,9 +77,11 @@ const NFTABLES: Firewall = Firewall {
             }
         }",
     )],
+    denies_ipv4: ("nft", "add rule inet filter forward ip daddr ADDRESS drop"),
+    denies_ipv6: ("nft", "add rule inet filter forward ip6 daddr ADDRESS drop"),
 };
 
-/// As firewalld has it: no policy, but a reject at the end.
+/// As firewalld has it: no policy, but a reject at the end, and its policies before.
 const FIREWALLD: Firewall = Firewall {
     lab: "forward-firewalld",
     loads: &[(
@@ -84,6 +98,8 @@ const FIREWALLD: Firewall = Firewall {
             }
         }",
     )],
+    denies_ipv4: ("nft", "add rule inet firewalld filter_FORWARD_POLICIES ip daddr ADDRESS reject"),
+    denies_ipv6: ("nft", "add rule inet firewalld filter_FORWARD_POLICIES ip6 daddr ADDRESS reject"),
 };
 
 #[test]
@@ -106,16 +122,18 @@ fn n10_pods_pass_firewallds_forward_chain() {
     pods_pass(&FIREWALLD);
 }
 
-/// Behind this firewall on node-1 nothing of pods passes without our rules, everything with them, and all of it is the
-/// firewall's again after a cleanup.
+/// Behind this firewall on node-1 nothing of pods passes without our rules, everything with them but what its
+/// administrator denies, and all of it is the firewall's again after a cleanup.
 fn pods_pass(firewall: &Firewall) {
     in_lab(firewall.lab, |lab| {
         let (_cluster, [one, two]) = Cluster::of_nodes(lab)?;
         let (client, (near, _near)) = (one.pod("client")?, one.serving_pod("near")?);
+        let (forbidden, _forbidden) = one.serving_pod("forbidden")?;
         let (far_client, (far, _far)) = (two.pod("far-client")?, two.serving_pod("far")?);
         let outside = lab.outside("outside")?;
         let _outside_server = outside.serve("outside", PORT)?;
         firewall.load(&one)?;
+        firewall.deny(&one, &forbidden)?;
         let before = rules(&one)?;
         let _other = two.podway(Dataplane::Nftables)?;
 
@@ -134,9 +152,45 @@ fn pods_pass(firewall: &Firewall) {
         for way in ways_to(&near) {
             assert_answered(&far_client, way)?;
         }
+        for way in ways_to(&forbidden) {
+            assert_unanswered(&far_client, way)?;
+            assert_answered(&one, way)?;
+        }
         open.stop()?;
         one.cleanup(Dataplane::Nftables)?;
         assert_eq!(rules(&one)?, before, "after the cleanup");
+        Ok(())
+    });
+}
+
+#[test]
+fn n10_what_an_administrator_denies_while_podway_runs_is_denied_though_he_appends_it() {
+    in_lab("forward-deny", |lab| {
+        let (_cluster, [one, two]) = Cluster::of_nodes(lab)?;
+        let (client, (web, _server)) = (one.pod("client")?, two.serving_pod("web")?);
+        let (forbidden, _forbidden) = two.serving_pod("forbidden")?;
+        for program in ["iptables", "ip6tables"] {
+            one.command(program).args(["-P", "FORWARD", "DROP"]).run()?;
+        }
+        let _podways = [one.podway(Dataplane::Nftables)?, two.podway(Dataplane::Nftables)?];
+        for way in ways_to(&forbidden) {
+            await_answers(&client, way);
+        }
+        for (program, address) in
+            [("iptables", forbidden.ipv4().to_string()), ("ip6tables", forbidden.ipv6().to_string())]
+        {
+            one.command(program).args(["-A", "FORWARD", "-d", &address, "-j", "DROP"]).run()?;
+        }
+        for way in ways_to(&forbidden) {
+            eventually(SOON, "a denial", || match client.send(way.probe().timeout(SHORT)) {
+                Ok(answers) if answers.answered() == 0 => Ok(()),
+                Ok(answers) => Err(anyhow!("{way}: {answers}")),
+                Err(error) => Err(error),
+            });
+        }
+        for way in ways_to(&web) {
+            assert_answered(&client, way)?;
+        }
         Ok(())
     });
 }
@@ -250,6 +304,15 @@ impl Firewall {
         }
         Ok(())
     }
+
+    fn deny(&self, node: &Member, pod: &Host) -> Result<()> {
+        for ((program, arguments), address) in
+            [(self.denies_ipv4, pod.ipv4().to_string()), (self.denies_ipv6, pod.ipv6().to_string())]
+        {
+            node.command(program).args(arguments.replace("ADDRESS", &address).split(' ')).run()?;
+        }
+        Ok(())
+    }
 }
 
 fn ways_to(host: &Host) -> Vec<Way> {
@@ -275,7 +338,7 @@ fn assert_answered(client: &Host, way: Way) -> Result<()> {
 }
 
 fn assert_unanswered(client: &Host, way: Way) -> Result<()> {
-    let answers = client.send(way.probe().timeout(Duration::from_millis(500)))?;
+    let answers = client.send(way.probe().timeout(SHORT))?;
     assert_eq!(answers.answered(), 0, "{way}: {answers}");
     Ok(())
 }

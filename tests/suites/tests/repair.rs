@@ -216,7 +216,7 @@ fn n13_n14_a_strangers_route_in_the_way_of_one_peer_stays_and_holds_up_no_other(
         let before = Snapshot::of(&site.one)?;
         let theirs = "route replace 10.77.2.0/24 via 192.0.2.1 proto 77";
         site.one.ip(theirs)?;
-        podway.wait_for_log("the pod network is not complete", SOON)?;
+        podway.wait_for_log("there is a route of somebody else", SOON)?;
         // It is tried again every five seconds by now.
         std::thread::sleep(Duration::from_secs(7));
         assert!(KernelState::read(&site.one)?.mentions("10.77.2.0/24 via 192.0.2.1 dev eth0 proto 77"));
@@ -303,13 +303,34 @@ fn n12_a_changed_address_of_the_interface_is_taken_up_and_told_to_the_peers() {
 }
 
 #[test]
+fn n13_n20_an_interface_that_goes_down_and_up_finds_its_links_as_they_were() {
+    in_lab("repair-flap", |lab| {
+        let site = Site::open_alone(lab)?;
+        let podway = site.one.podway(Dataplane::Nftables)?;
+        let before = Snapshot::of(&site.one)?;
+        for _ in 0..3 {
+            // With it go its IPv6 address, and the routes that lead through it.
+            site.one.ip("link set eth0 down")?;
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(KernelState::read(&site.one)?.mentions("flannel-v6.1"), "the links stay");
+            site.one.ip("link set eth0 up\naddr add 2001:db8::11/64 dev eth0 nodad\n\
+                         route add default via 192.0.2.1\nroute add default via 2001:db8::1")?;
+            within(SOON, "it is as it was", || before.differences(&site.one))?;
+            site.ways().into_iter().for_each(|way| drop(await_answers(&site.client, way)));
+        }
+        assert!(podway.stop()?.success());
+        Ok(())
+    });
+}
+
+#[test]
 fn n13_an_interface_that_is_taken_away_and_made_anew_has_its_links_again() {
     in_lab("repair-interface", |lab| {
         let site = Site::open(lab)?;
         let podway = site.one.podway(Dataplane::Nftables)?;
         let before = Snapshot::of(&site.one)?;
         site.one.ip("link del eth0")?;
-        podway.wait_for_log("the pod network is not complete", SOON)?;
+        podway.wait_for_log("there is a route of somebody else", SOON)?;
         site.one.reconnect()?;
         // Which has another MAC now; all else is of the pod network.
         within(SOON, "the links and what is on them are as they were", || {

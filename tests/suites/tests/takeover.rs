@@ -100,7 +100,11 @@ fn s22_cleanup_on_a_node_that_flannel_has_back_takes_nothing_from_it() {
             anyhow::Ok(())
         });
         pair.two.cleanup(Dataplane::Nftables)?;
-        assert!(!KernelState::read(&pair.two)?.mentions("podway"), "tables are left");
+        let state = KernelState::read(&pair.two)?;
+        assert!(
+            !state.mentions("table inet podway") && !state.mentions("table ip podway"),
+            "tables are left"
+        );
         traffic.assert_hardly_anything_lost();
         assert_eq!((pair.links()?, pair.two.subnet_env()?), (links, file));
         Ok(())

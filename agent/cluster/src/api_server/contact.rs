@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use http::{Request, Response, Uri};
 use kube::client::Body;
 use podway_proxy::ObjectName;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 use tower::{BoxError, Service};
 
 use crate::outage::Outage;
@@ -31,6 +33,8 @@ pub(super) struct Contact {
     server: Uri,
     address: Address,
     state: Mutex<State>,
+    /// Why there is no answer, if there is none.
+    lost: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +63,26 @@ pub(super) enum Failure {
 
 impl Contact {
     pub(super) fn new(server: &Uri, address: Address) -> Self {
-        Self { server: server.clone(), address, state: Mutex::default() }
+        Self { server: server.clone(), address, state: Mutex::default(), lost: watch::Sender::default() }
+    }
+
+    /// Tells when the server is lost and when it answers again, until nobody listens.
+    pub(super) async fn tell(&self, events: &Sender<Event>) {
+        let mut changes = self.lost.subscribe();
+        let mut told = None;
+        loop {
+            let lost = changes.borrow_and_update().clone();
+            if lost != told {
+                told.clone_from(&lost);
+                let event = Event::Contact { server: self.subject(), lost };
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The problem to tell before anything is tried: it goes unnoticed while something else, such as the
@@ -77,17 +100,23 @@ impl Contact {
             (Failure::Unreached(_), Address::Service) => format!("; {DEPENDENCE}"),
             _ => String::new(),
         };
+        self.lost.send_if_modified(|lost| {
+            let is_news = lost.is_none();
+            lost.get_or_insert_with(|| reason.clone());
+            is_news
+        });
         let message = format!("{reason}{hint}; what is known stands, trying again");
         state.outage.failed(reason, now).then(|| self.problem(message))
     }
 
     /// Notes that a list or watch works. Says so in the log when it was the last that did not.
-    fn answered(&self, kind: Kind, now: Instant) {
+    pub(super) fn answered(&self, kind: Kind, now: Instant) {
         let mut state = self.state();
         state.failing.remove(&kind);
         if !state.failing.is_empty() {
             return;
         }
+        self.lost.send_if_modified(|lost| lost.take().is_some());
         if let Some(lasted) = state.outage.over(now) {
             tracing::info!(server = %self.server, seconds = lasted.as_secs(), "API server answers again");
         }
@@ -104,9 +133,12 @@ impl Contact {
     }
 
     fn problem(&self, message: String) -> Problem {
+        Problem { subject: self.subject(), field: String::new(), message }
+    }
+
+    fn subject(&self) -> String {
         let server = self.server.to_string();
-        let subject = format!("API server {}", server.trim_end_matches('/'));
-        Problem { subject, field: String::new(), message }
+        format!("API server {}", server.trim_end_matches('/'))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -171,6 +203,7 @@ fn listed_kind(request: &Request<Body>) -> Option<Kind> {
         "services" => Some(Kind::Service),
         "endpointslices" => Some(Kind::EndpointSlice),
         "nodes" => Some(Kind::Node),
+        "servicecidrs" => Some(Kind::ServiceCidr),
         _ => None,
     }
 }

@@ -67,7 +67,7 @@ pub enum EventReason {
     SubnetConflict,
     /// A Node's subnet is outside the pod network.
     SubnetOutside,
-    /// The pods' ranges overlap a network of the machine.
+    /// The ranges of pods or Services overlap each other, a network of the machine, or a node's address.
     RangeOverlap,
     /// Annotations or addresses of a Node cannot be used.
     NodeUnusable,
@@ -110,6 +110,10 @@ impl From<&Reason> for EventReason {
             Reason::NoSubnet(_) => Self::SubnetMissing,
             Reason::SubnetOutside(_) => Self::SubnetOutside,
             Reason::SubnetTaken { .. } | Reason::MacTaken { .. } => Self::SubnetConflict,
+            Reason::SubnetCovers { .. }
+            | Reason::AddressInSubnet { .. }
+            | Reason::AddressInPodNetwork { .. }
+            | Reason::AddressInServiceRange { .. } => Self::RangeOverlap,
             Reason::ExternalAddress { .. } | Reason::AddressDiffers { .. } | Reason::MtuTooSmall(_) => {
                 Self::InterfaceUnusable
             }

@@ -30,11 +30,18 @@ const RETRY_AFRESH: Duration = Duration::from_secs(60);
 /// A list in which nothing moves for this long is begun again, the other way. Longer than an answer may take.
 const LIST_STALLED: Duration = Duration::from_secs(60);
 
+/// Something that a server may do without is asked for again after this long: it may have been upgraded, or given the
+/// right.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+
 /// A kind that is followed.
 pub(super) trait Followed:
     Decode + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
 {
     const KIND: Kind;
+
+    /// Whether podway works without it: in clusters that do not have it, and where it may not be read.
+    const IS_OPTIONAL: bool = false;
 }
 
 impl Followed for manifest::Service {
@@ -47,6 +54,12 @@ impl Followed for manifest::EndpointSlice {
 
 impl Followed for manifest::Node {
     const KIND: Kind = Kind::Node;
+}
+
+/// Kubernetes has ServiceCIDRs since 1.33 (networking.k8s.io/v1), and the rights of flannel's manifest do not name them.
+impl Followed for manifest::ServiceCidr {
+    const KIND: Kind = Kind::ServiceCidr;
+    const IS_OPTIONAL: bool = true;
 }
 
 /// The Services that the server is asked for (contract S1).
@@ -126,6 +139,9 @@ impl Follower<'_> {
                 Ok(Some(Err(error))) if listing == Listing::Streamed && is_unsupported(&error) => {
                     return Ok(Listing::Cached);
                 }
+                Ok(Some(Err(error))) if K::IS_OPTIONAL && is_withheld(&error) => {
+                    self.go_without::<K>(&error).await?;
+                }
                 Ok(Some(Err(error))) => self.wait_after::<K>(&error).await?,
                 Ok(None) => return Ok(listing),
                 Err(_) => {
@@ -153,6 +169,21 @@ impl Follower<'_> {
             self.report::<K>(&failure).await?;
         }
         time::sleep(self.retry.failed(Instant::now())).await;
+        Ok(())
+    }
+
+    /// Takes what the server does not have, or does not show, for an empty list.
+    async fn go_without<K: Followed>(&mut self, error: &watcher::Error) -> Result<(), Closed> {
+        match failure(error) {
+            Some(Failure::Refused(why)) if is_forbidden(error) => {
+                tracing::info!("{:?}s cannot be read, and what they say is not known: {why}", K::KIND);
+            }
+            _ => tracing::debug!(kind = ?K::KIND, %error, "the server has none of this kind"),
+        }
+        self.contact.answered(K::KIND, Instant::now());
+        self.tell(watcher::Event::<K>::Init).await?;
+        self.tell(watcher::Event::<K>::InitDone).await?;
+        time::sleep(LOOK_AGAIN).await;
         Ok(())
     }
 
@@ -201,6 +232,26 @@ impl Attempts {
 fn is_unsupported(error: &watcher::Error) -> bool {
     let refused = |status: &Status| matches!(status.code, 400 | 422);
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if refused(status))
+}
+
+/// Whether the server does not know the kind, or does not let it be read.
+fn is_withheld(error: &watcher::Error) -> bool {
+    is_forbidden(error) || refusal(error) == Some(404)
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    refusal(error) == Some(403)
+}
+
+/// The status code by which the server refuses a list or watch.
+fn refusal(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => {
+            Some(status.code)
+        }
+        _ => None,
+    }
 }
 
 /// Why there is nothing to be had from the server; none where it only means that the next request will tell: a

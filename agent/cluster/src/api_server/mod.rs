@@ -1,4 +1,4 @@
-//! The `kube` source: Services, EndpointSlices and Nodes from an API server, and what is written to Nodes.
+//! The `kube` source: Services, EndpointSlices, Nodes and ServiceCIDRs from an API server, and what is written to Nodes.
 
 mod connection;
 mod contact;
@@ -59,6 +59,7 @@ impl ApiServer {
     pub(crate) async fn run(self, wanted: &Wanted, events: Sender<Event>) {
         tokio::select! {
             () = events.closed() => {}
+            () = self.contact.tell(&events) => {}
             Err(Closed) = self.follow_wanted(wanted, &events) => {}
         }
     }
@@ -72,6 +73,7 @@ impl ApiServer {
             self.follow::<manifest::Service>(wanted.services.then(services), events),
             self.follow::<manifest::EndpointSlice>(wanted.services.then(endpoint_slices), events),
             self.follow::<manifest::Node>(nodes(&wanted.nodes), events),
+            self.follow::<manifest::ServiceCidr>(wanted.service_cidrs.then(watcher::Config::default), events),
         )?;
         Ok(())
     }

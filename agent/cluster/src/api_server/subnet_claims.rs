@@ -39,7 +39,8 @@ pub enum AssignError {
 
 /// Claims subnets for one node: one Lease each, whose creation is the lock.
 ///
-/// Rights: get, list, patch Nodes; create, list, patch, delete Leases in the policy's namespace.
+/// Rights: get, list Nodes; patch nodes/status; create, list, patch, delete Leases in the policy's namespace. To give
+/// subnets to Nodes that have none: patch Nodes.
 #[derive(Clone)]
 pub struct SubnetClaims {
     policy: Arc<AssignPolicy>,
@@ -109,8 +110,13 @@ impl SubnetClaims {
                 done(self.leases.delete(&claim_name(&claim.subnet), &deletion).await.map(drop))
             }
             AssignRequest::Write { node_uid, pod_cidrs, claims } => {
+                let (node, how) = (&*self.policy.node, PatchParams::default());
                 let patch = Patch::Merge(subnet_objects::node_patch(node_uid, pod_cidrs, claims));
-                done(self.nodes.patch(&self.policy.node, &PatchParams::default(), &patch).await.map(drop))
+                // Annotations can be written with the lesser right.
+                done(match pod_cidrs.is_empty() {
+                    true => self.nodes.patch_status(node, &how, &patch).await.map(drop),
+                    false => self.nodes.patch(node, &how, &patch).await.map(drop),
+                })
             }
         };
         asked.map_err(|error| self.failed(request, &error))
@@ -203,10 +209,11 @@ where
     }
 }
 
-/// Subnets that others gave are used even where podway may not claim them: it never could before.
+/// Subnets that others gave are used even where podway may not claim them, or has no namespace to do it in: it never could
+/// before.
 fn unguarded(assigner: &Assigner, error: Error) -> Result<Assignment, AssignError> {
-    let is_forbidden = matches!(error, Error::Assign { code: Some(403), .. });
-    match assigner.given().filter(|_| is_forbidden) {
+    let cannot_claim = matches!(error, Error::Assign { code: Some(403 | 404), .. });
+    match assigner.given().filter(|_| cannot_claim) {
         Some(given) => Ok(Assignment { unguarded: Some(error.to_string()), ..given }),
         None => Err(error.into()),
     }

@@ -147,7 +147,7 @@ mod tests {
             machine: "m".into(),
             mode: podway_overlay::AssignMode::Always,
             ranges: Vec::new(),
-            namespace: "kube-system".into(),
+            namespace: "podway-subnets".into(),
         };
         let mut written = lease(&"10.77.12.0/24".parse().unwrap(), "u", &policy);
         let owners = written.metadata.owner_references.clone().unwrap();

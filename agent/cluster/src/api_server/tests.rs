@@ -132,6 +132,22 @@ async fn one_server_that_cannot_be_reached_is_one_problem() {
 }
 
 #[tokio::test]
+async fn s24_a_lost_server_is_told_once_and_once_when_all_kinds_are_answered_again() {
+    let server = Script::synced_but_services();
+    server.on(SERVICES, [Answer::Cut, Answer::Cut, watch(&[bookmark(5)])]);
+    let Source(mut events) = server.run();
+    let mut contacts = Vec::new();
+    while contacts.len() < 2 {
+        let event = timeout(SOON, events.recv()).await.expect("an event in time").expect("a running source");
+        if let Event::Contact { server, lost } = event {
+            contacts.push((server, lost));
+        }
+    }
+    let name = "API server http://192.0.2.1".to_owned();
+    assert_eq!(contacts, [(name.clone(), Some("cut off".to_owned())), (name, None)]);
+}
+
+#[tokio::test]
 async fn nobody_at_the_address_is_said_with_the_url_and_the_reason() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let server = format!("http://127.0.0.1:{port}");
@@ -209,20 +225,65 @@ async fn the_source_ends_when_nobody_listens() {
 async fn s1_only_what_is_wanted_is_asked_for() {
     let server = Script::synced_but_services();
     server.on(SERVICES, [watch(&[bookmark(5)])]);
-    let mut source = server.run_for(Wanted { services: true, nodes: Nodes::Only("n1".into()) });
+    let own = Wanted { services: true, nodes: Nodes::Only("n1".into()), service_cidrs: false };
+    let mut source = server.run_for(own);
     source.until_synced().await;
     assert!(server.asked(NODES)[0].contains("fieldSelector=metadata.name%3Dn1"), "{:?}", server.asked(NODES));
+    assert_eq!(server.asked(SERVICE_CIDRS), [""; 0]);
     let server = Script::synced_but_services();
-    let mut source = server.run_for(Wanted { services: false, nodes: Nodes::All });
+    let mut source = server.run_for(Wanted { services: false, nodes: Nodes::All, service_cidrs: false });
     assert_eq!([source.next().await, source.next().await], ["Node n1", "Synced(Node)"]);
     assert_eq!((server.asked(SERVICES), server.asked(SLICES)), (vec![], vec![]));
+}
+
+const ONLY_RANGES: Wanted = Wanted { services: false, nodes: Nodes::None, service_cidrs: true };
+
+#[tokio::test]
+async fn s10_the_ranges_of_services_are_followed() {
+    let server = Script::default();
+    let range = |kind: &str, version: u16, cidrs: Value| {
+        let metadata = json!({"name": "kubernetes", "resourceVersion": version.to_string()});
+        json!({"type": kind, "object": {"metadata": metadata, "spec": {"cidrs": cidrs}}})
+    };
+    let added = range("ADDED", 1, json!(["10.96.0.0/12", "fd96::/112"]));
+    let changed = range("MODIFIED", 6, json!(["10.96.0.0/16", "many"]));
+    let deleted = range("DELETED", 7, json!([]));
+    server.on(SERVICE_CIDRS, [watch(&[added, bookmark(5), changed, deleted])]);
+    let told = server.run_for(ONLY_RANGES).until("ServiceCidr(\"kubernetes\", None)").await;
+    assert_eq!(
+        told,
+        [
+            "ServiceCidr(\"kubernetes\", Some([10.96.0.0/12, fd96::/112]))",
+            "Synced(ServiceCidr)",
+            "problem ServiceCIDR kubernetes: spec.cidrs[1]: \"many\" is no CIDR; skipped",
+            "ServiceCidr(\"kubernetes\", Some([10.96.0.0/16]))",
+            "ServiceCidr(\"kubernetes\", None)",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn s10_a_server_without_the_ranges_of_services_or_the_right_to_them_has_none_and_is_not_asked_at_once_again()
+ {
+    for answer in
+        [refusal(404, "the server could not find the requested resource"), refusal(403, "forbidden")]
+    {
+        let server = Script::default();
+        server.on(SERVICE_CIDRS, [answer]);
+        let mut source = server.run_for(ONLY_RANGES);
+        assert_eq!(source.next().await, "Synced(ServiceCidr)");
+        // Other failures are tried again after a quarter of a second.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(server.asked(SERVICE_CIDRS).len(), 1);
+        assert!(source.0.try_recv().is_err(), "nothing more is told");
+    }
 }
 
 #[tokio::test]
 async fn a_source_of_nothing_waits_like_any_other() {
     let server = Script::default();
     let (sender, events) = mpsc::channel(1);
-    let nothing = Wanted { services: false, nodes: Nodes::None };
+    let nothing = Wanted { services: false, nodes: Nodes::None, service_cidrs: false };
     let mut task = tokio::spawn(run(server.api_server(), nothing, sender));
     assert!(timeout(Duration::from_millis(100), &mut task).await.is_err(), "ended while somebody listens");
     assert_eq!(server.requests().len(), 0);
@@ -272,6 +333,7 @@ async fn run(server: ApiServer, wanted: Wanted, events: Sender<Event>) {
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const NODES: &str = "/api/v1/nodes";
+const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 
 /// What the server does with a request.
 #[derive(Clone)]
@@ -415,8 +477,15 @@ impl Source {
         told
     }
 
+    /// Of anything but the contact to the server, which is told at its own pace.
     async fn receive(&mut self) -> Event {
-        timeout(SOON, self.0.recv()).await.expect("an event in time").expect("a running source")
+        loop {
+            let event = timeout(SOON, self.0.recv()).await.expect("an event in time");
+            match event.expect("a running source") {
+                Event::Contact { .. } => {}
+                event => return event,
+            }
+        }
     }
 }
 

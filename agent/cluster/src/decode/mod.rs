@@ -7,6 +7,7 @@ mod endpoint_slice;
 mod field;
 mod node;
 mod service;
+mod service_cidr;
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub(crate) enum Key {
     Service(ObjectName),
     EndpointSlice(ObjectName),
     Node(Arc<str>),
+    ServiceCidr(Arc<str>),
 }
 
 impl Key {
@@ -42,6 +44,7 @@ impl Key {
             Self::Service(name) => Event::Service(name.clone(), None),
             Self::EndpointSlice(name) => Event::EndpointSlice(name.clone(), None),
             Self::Node(name) => Event::Node(name.clone(), None),
+            Self::ServiceCidr(name) => Event::ServiceCidr(name.clone(), None),
         }
     }
 }
@@ -52,6 +55,7 @@ impl fmt::Display for Key {
             Self::Service(name) => write!(f, "Service {name}"),
             Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
             Self::Node(name) => write!(f, "Node {name}"),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }

@@ -274,6 +274,8 @@ proptest! {
         let _ = decode::<manifest::Service>(&object);
         let _ = decode::<manifest::EndpointSlice>(&object);
         let _ = decode::<manifest::Node>(&object);
+        let cidrs = json!({"metadata": {"name": value(0)}, "spec": {"cidrs": [value(1), value(2)]}});
+        let _ = decode::<manifest::ServiceCidr>(&cidrs);
     }
 
     #[test]

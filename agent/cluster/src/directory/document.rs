@@ -100,6 +100,9 @@ fn object(fields: Map<String, Value>) -> Outcome {
         ("v1", "Service") => decode::<manifest::Service>(fields),
         ("discovery.k8s.io/v1", "EndpointSlice") => decode::<manifest::EndpointSlice>(fields),
         ("v1", "Node") => decode::<manifest::Node>(fields),
+        ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {
+            decode::<manifest::ServiceCidr>(fields)
+        }
         ("discovery.k8s.io/v1beta1", "EndpointSlice") => {
             Err("discovery.k8s.io/v1beta1 is not read; write discovery.k8s.io/v1".to_owned())
         }

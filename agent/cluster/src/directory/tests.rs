@@ -241,7 +241,7 @@ async fn s1_only_what_is_wanted_is_told() {
     folder.write("a.yaml", &format!("{}---\n{}---\n{}", service("a", 1), node("n1"), node("n2")));
     folder.age("a.yaml");
     let told = |services, nodes, last| {
-        let mut source = Source::follow_for(folder.path(), Wanted { services, nodes });
+        let mut source = Source::follow_for(folder.path(), Wanted { services, nodes, service_cidrs: false });
         async move { source.until(last).await }
     };
     assert_eq!(told(false, Nodes::All, "synced Node").await, ["Node n1", "Node n2", "synced Node"]);
@@ -249,6 +249,18 @@ async fn s1_only_what_is_wanted_is_told() {
     assert_eq!(told(true, Nodes::None, "synced EndpointSlice").await, services);
     let own = told(true, Nodes::Only("n2".into()), "synced Node").await;
     assert_eq!(own, ["default/a 1", "Node n2", "synced Service", "synced EndpointSlice", "synced Node"]);
+}
+
+#[tokio::test]
+async fn s10_the_ranges_of_services_are_read_from_files_too() {
+    let folder = TestFolder::new("ranges");
+    let range = "kind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/12]}\n";
+    folder.write("a.yaml", &format!("apiVersion: networking.k8s.io/v1\n{range}"));
+    folder.age("a.yaml");
+    let wanted = Wanted { services: false, nodes: Nodes::None, service_cidrs: true };
+    let mut source = Source::follow_for(folder.path(), wanted);
+    let told = [source.next().await, source.next().await];
+    assert_eq!(told, ["ServiceCidr(\"kubernetes\", Some([10.96.0.0/12]))", "synced ServiceCidr"]);
 }
 
 #[tokio::test]
@@ -271,7 +283,7 @@ struct Source {
 
 impl Source {
     fn follow(path: &Path) -> Self {
-        Self::follow_for(path, Wanted::everything())
+        Self::follow_for(path, Wanted { service_cidrs: false, ..Wanted::everything() })
     }
 
     fn follow_for(path: &Path, wanted: Wanted) -> Self {

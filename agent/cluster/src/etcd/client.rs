@@ -55,7 +55,7 @@ impl Client {
         Ok(Self { config: config.clone(), members: members(config)?, current: 0, token: None })
     }
 
-    /// Calls one member after the other until one answers, each once.
+    /// Calls one member after the other until one answers, each once: for what may be done twice.
     pub(super) async fn call<Q, A>(&mut self, method: &'static str, question: Q) -> Result<A, Error>
     where
         Q: Message + Clone + 'static,
@@ -72,6 +72,16 @@ impl Client {
                 answer => return answer.map_err(|status| self.failed(&status)),
             }
         }
+    }
+
+    /// Calls one member, once. A transaction may have been carried out though its answer is lost; repeated at another
+    /// member, it would fail by its own doing.
+    pub(super) async fn call_once<Q, A>(&mut self, method: &'static str, question: Q) -> Result<A, Error>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default + 'static,
+    {
+        self.call_as_user(method, question).await.map_err(|status| self.failed(&status))
     }
 
     /// Begins a watch. It ends with an error when the member loses its connection, to us or to the cluster's leader.

@@ -65,7 +65,7 @@ impl Follower {
         let mut retry = Retry::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let Some(error) = self.follow(&mut retry).await else { return };
-            self.teller.outage(format!("{error}; what is known of other nodes stands")).await;
+            self.teller.outage(error.to_string()).await;
             tokio::select! {
                 () = sleep(retry.failed()) => {}
                 () = self.teller.closed() => return,
@@ -79,7 +79,7 @@ impl Follower {
             Ok(watch) => watch,
             Err(error) => return Some(error),
         };
-        self.teller.recovered();
+        self.teller.recovered().await;
         loop {
             self.look_at_own_key().await;
             self.write_what_is_due().await;
@@ -124,12 +124,14 @@ impl Follower {
             return;
         }
         let theirs = known.lease.as_ref().map(|lease| lease.attributes.clone()).unwrap_or_default();
-        if known.lease.is_ok() && !theirs.is_of_the_node_of(&held.published) {
+        // A write of our own whose answer was lost.
+        let ours = theirs == *self.request.attributes.borrow();
+        if known.lease.is_ok() && !ours && !theirs.is_of_the_node_of(&held.published) {
             let holder = [theirs.public_ip.map(IpAddr::V4), theirs.public_ipv6.map(IpAddr::V6)];
             let holder = holder.into_iter().flatten().map(|address| address.to_string());
             return self.lose(format!("node {} holds it now", holder.collect::<Vec<_>>().join(", "))).await;
         }
-        let contested = theirs != held.published;
+        let contested = theirs != held.published && !ours;
         let lease = known.lease_id;
         held.grant = Grant { id: lease, until: (lease != 0).then(|| Instant::now() + ADOPTED) };
         (held.revision, held.published) = (known.revision, theirs);

@@ -137,7 +137,8 @@ impl Store {
         }
     }
 
-    /// Writes a key if the condition holds; the revision that did it.
+    /// Writes a key if the condition holds; the revision that did it. After an error nobody knows whether it did; None
+    /// says that it did not.
     pub(super) async fn put(
         &mut self,
         key: &str,
@@ -171,7 +172,7 @@ impl Store {
         operation: Operation,
     ) -> Result<Option<i64>, Error> {
         let success = vec![RequestOp { request: Some(operation) }];
-        let answer: TxnResponse = self.client.call(TXN, TxnRequest { compare, success }).await?;
+        let answer: TxnResponse = self.client.call_once(TXN, TxnRequest { compare, success }).await?;
         Ok(answer.succeeded.then(|| answer.header.unwrap_or_default().revision))
     }
 

@@ -20,6 +20,7 @@ pub(super) struct Teller {
     faults: BTreeMap<Arc<str>, String>,
     troubles: Outage,
     outage: Outage,
+    lost: bool,
     synced: bool,
 }
 
@@ -27,7 +28,7 @@ impl Teller {
     pub(super) fn new(events: Sender<Event>) -> Self {
         let (troubles, outage) = (Outage::default(), Outage::default());
         let (peers, faults) = (BTreeSet::new(), BTreeMap::new());
-        Self { events, peers, own: None, faults, troubles, outage, synced: false }
+        Self { events, peers, own: None, faults, troubles, outage, lost: false, synced: false }
     }
 
     /// Tells of a peer that changed, or that is gone if it was told of.
@@ -70,16 +71,23 @@ impl Teller {
         }
     }
 
-    /// Tells that etcd cannot be followed, and why, once a minute.
+    /// Tells that etcd cannot be followed, and why, once a minute; and once that it is lost.
     pub(super) async fn outage(&mut self, message: String) {
+        if !std::mem::replace(&mut self.lost, true) {
+            self.contact(Some(message.clone())).await;
+        }
         if self.outage.failed(&message, Instant::now()) {
             let subject = "node subnets".to_owned();
+            let message = format!("{message}; what is known of other nodes stands");
             self.send(Event::Problem(Problem { subject, field: String::new(), message })).await;
         }
     }
 
-    /// Notes that etcd is followed again.
-    pub(super) fn recovered(&mut self) {
+    /// Tells that etcd is followed again.
+    pub(super) async fn recovered(&mut self) {
+        if std::mem::take(&mut self.lost) {
+            self.contact(None).await;
+        }
         if let Some(lasted) = self.outage.over(Instant::now()) {
             tracing::info!(?lasted, "etcd is followed again");
         }
@@ -95,6 +103,10 @@ impl Teller {
     /// Returns when nobody listens any more.
     pub(super) async fn closed(&self) {
         self.events.closed().await;
+    }
+
+    async fn contact(&self, lost: Option<String>) {
+        self.send(Event::Contact { server: "etcd".to_owned(), lost }).await;
     }
 
     async fn send(&self, event: Event) {

@@ -80,7 +80,8 @@ impl Subnets {
 
     /// The Node is gone: one of the same name may come, to which other subnets belong.
     pub(super) fn forget(&mut self) {
-        self.attempts.abort_all();
+        // Not merely aborted: one that has ended would still be heard.
+        self.attempts = JoinSet::new();
         (self.asked, self.held, self.again, self.trouble) = (None, None, None, None);
     }
 
@@ -119,7 +120,7 @@ impl Subnets {
         let Some(claims) = self.claims.clone() else { return };
         self.asked = Some(node.clone());
         self.again = None;
-        self.attempts.abort_all();
+        self.attempts = JoinSet::new();
         self.attempts.spawn_local(async move { claims.assign().await });
     }
 
@@ -149,7 +150,6 @@ impl Subnets {
 impl Subnets {
     fn tell(&self, assignment: &Assignment) {
         let Some(events) = &self.events else { return };
-        events.know_uid(&assignment.node_uid);
         if let Some(why) = &assignment.unguarded {
             warn!("a second machine with this node's name would not be noticed: {why}");
         }

@@ -50,7 +50,8 @@ impl Events {
         let regarding = match problem.node == self.node {
             true => self.own(),
             false if self.is_party(&problem.reason) || self.speaks_for_all(overlay) => {
-                Regarding::Node { name: problem.node.clone(), uid: "".into() }
+                // As the kubelet does: `kubectl describe` looks for the name in the uid's place as well.
+                Regarding::Node { name: problem.node.clone(), uid: problem.node.clone() }
             }
             false => return,
         };
@@ -58,7 +59,13 @@ impl Events {
     }
 
     fn is_party(&self, reason: &Reason) -> bool {
-        matches!(reason, Reason::SubnetTaken { by, .. } | Reason::MacTaken { by, .. } if *by == self.node)
+        match reason {
+            Reason::SubnetTaken { by: other, .. }
+            | Reason::MacTaken { by: other, .. }
+            | Reason::SubnetCovers { of: other, .. }
+            | Reason::AddressInSubnet { of: other, .. } => *other == self.node,
+            _ => false,
+        }
     }
 
     fn speaks_for_all(&self, overlay: &Overlay) -> bool {
@@ -72,6 +79,8 @@ impl Events {
     }
 
     fn own(&self) -> Regarding {
-        Regarding::Node { name: self.node.clone(), uid: self.uid.borrow().clone() }
+        let known = self.uid.borrow().clone();
+        let uid = if known.is_empty() { self.node.clone() } else { known };
+        Regarding::Node { name: self.node.clone(), uid }
     }
 }

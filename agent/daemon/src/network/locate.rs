@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use podway_netlink::InterfaceChoice;
 use podway_overlay::{
     Addressing, Family, Host, HostNet, HostRoute, Node, Overlap, PerFamily, Settings, overlaps,
@@ -35,11 +36,17 @@ pub(super) fn choice(
     })
 }
 
-/// What of the pods' ranges this machine uses for something else (contracts N14, N23), worst first.
+/// What of the pods' and the Services' ranges is used for something else, as far as this machine knows (contracts N14,
+/// N23), worst first. Other nodes' addresses are [`podway_overlay::Overlay`]'s matter.
 ///
 /// Only routes that lead away count, through a router or the external interface: what else stands inside the own
 /// subnet are pods, or the bridge that a CNI plugin has for them.
-pub(super) fn host_overlaps(settings: &Settings, host: &Host, own: Option<&Node>) -> Vec<Overlap> {
+pub(super) fn host_overlaps(
+    settings: &Settings,
+    host: &Host,
+    own: Option<&Node>,
+    service_ranges: &[IpNet],
+) -> Vec<Overlap> {
     let external = host.external.index;
     let leads_away = |route: &&HostRoute| {
         route.via.is_some() || route.link.as_ref().is_some_and(|(index, _)| *index == external)
@@ -49,7 +56,7 @@ pub(super) fn host_overlaps(settings: &Settings, host: &Host, own: Option<&Node>
     overlaps(&Addressing {
         pod_networks: settings.pod_networks.clone(),
         own_subnets,
-        service_ranges: Vec::new(),
+        service_ranges: service_ranges.to_vec(),
         host: host.routes.iter().filter(leads_away).map(described).collect(),
         nodes: addresses.map(|address| (settings.node.clone(), address)).collect(),
     })
@@ -87,7 +94,7 @@ mod tests {
         let own = Node { pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()], ..Node::default() };
         let found = |routes: Vec<HostRoute>| {
             let host = Host { routes, ..Host::new(external.clone()) };
-            host_overlaps(&settings, &host, Some(&own)).first().map(Overlap::severity)
+            host_overlaps(&settings, &host, Some(&own), &[]).first().map(Overlap::severity)
         };
         let bridge = route("10.244.1.0/24", None, 5, "cni0");
         let underlay = route("192.0.2.0/24", None, 2, "eth0");
@@ -95,5 +102,28 @@ mod tests {
         let vpn = route("10.244.1.128/25", Some("192.0.2.1"), 2, "eth0");
         assert_eq!(found(vec![bridge, vpn]), Some(Severity::Error));
         assert_eq!(found(vec![route("10.244.9.0/24", None, 2, "eth0")]), Some(Severity::Warning));
+    }
+
+    #[test]
+    fn n23_services_that_overlap_pods_or_the_host_are_named_and_forbid_nothing() {
+        let external = ExternalInterface {
+            index: IfIndex(2),
+            name: LinkName::new("eth0").unwrap(),
+            mtu: Mtu::new(1500).unwrap(),
+            v4: Some([10, 100, 0, 11].into()),
+            v6: None,
+        };
+        let settings = Settings::new("a", vec!["10.96.0.0/14".parse().unwrap()], Peering::Annotated);
+        let own = Node { pod_cidrs: vec!["10.97.1.0/24".parse().unwrap()], ..Node::default() };
+        let services = ["10.96.0.0/12".parse().unwrap()];
+        let found = host_overlaps(&settings, &Host::new(external), Some(&own), &services);
+        assert!(found.iter().all(|overlap| overlap.severity() == Severity::Warning));
+        let said: Vec<String> = found.iter().map(ToString::to_string).collect();
+        for named in [
+            "this node's subnet 10.97.1.0/24 lies within Service range 10.96.0.0/12",
+            "Service range 10.96.0.0/12 contains address 10.100.0.11 of Node a",
+        ] {
+            assert!(said.iter().any(|said| said.starts_with(named)), "{named}: {said:#?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod announce;
 mod assignment;
+mod cni;
 mod events;
 pub(crate) mod lease;
 mod locate;
@@ -15,6 +16,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use podway_cluster::EventReason;
 use podway_netlink::{Drift, Followed, Netlink, Report, Watch};
 use podway_nftables::NftProcess;
@@ -24,14 +26,15 @@ use tracing::{debug, error, info, warn};
 
 pub(crate) use self::announce::Announcer;
 pub(crate) use self::assignment::Subnets;
+use self::cni::Cni;
 pub(crate) use self::events::Events;
 use self::repair::Repair;
 pub(crate) use self::settings::{Store, overlay_settings, peering};
 use self::tables::Tables;
 use crate::config::Config;
+use crate::message;
 use crate::run::{Half, Listed, NetworkEvent, Next};
 use crate::status::{self, Board};
-use crate::{cni_files, message};
 
 /// The longest wait between two attempts; a look at the links costs little.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -39,6 +42,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// What an operator can do about another program that fights podway.
 const CONTENDED: &str = "another program changes the pod network again and again: find out which, with `ip monitor` \
                          and `nft monitor`; podway gives way and repairs more seldom";
+
+/// Between two attempts to install the CNI plugin.
+const CNI_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A routing daemon may change routes all the time; what follows from them is looked at so often.
 const HOST_INTERVAL: Duration = Duration::from_secs(1);
@@ -72,9 +78,17 @@ pub(crate) struct NetworkHalf {
     try_again: Option<Instant>,
     /// Whether everything has stood as planned since the start.
     stands: bool,
+    /// Whether the kernel refused something of this node's own part at the last look at all of it.
+    lacking: bool,
+    /// What it refused of peers.
+    refused: BTreeSet<String>,
+    /// Why this machine could not be looked at; what was known of it before holds.
+    host_trouble: Option<String>,
     problems: BTreeSet<Problem>,
     overlaps: Vec<Overlap>,
-    conflist_written: bool,
+    /// Addresses of Services, as far as they were told.
+    service_ranges: Vec<IpNet>,
+    cni: Cni,
     retry: Retry,
 }
 
@@ -120,10 +134,14 @@ impl NetworkHalf {
             overlay_repair: Repair::new(),
             tables_repair: Repair::new(),
             stands: false,
+            lacking: false,
+            refused: BTreeSet::new(),
+            host_trouble: None,
             try_again: None,
             problems: BTreeSet::new(),
             overlaps: Vec::new(),
-            conflist_written: false,
+            service_ranges: Vec::new(),
+            cni: Cni::begin(&config.network),
             retry: Retry::new(Duration::from_millis(100), LONGEST_WAIT),
             config: config.clone(),
         })
@@ -141,15 +159,19 @@ impl Half for NetworkHalf {
             }
             NetworkEvent::Node(name, node) if *name == *self.config.node_name => self.own_node(node),
             NetworkEvent::Node(name, node) => self.overlay.apply(&name, node.as_ref()),
+            NetworkEvent::ServiceCidrs(ranges) if ranges == self.service_ranges => {}
+            NetworkEvent::ServiceCidrs(ranges) => {
+                self.overlay.set_service_ranges(&ranges);
+                self.service_ranges = ranges;
+                self.look_again = Some(Instant::now());
+            }
         }
     }
 
     async fn disturbed(&mut self) -> Result<()> {
         tokio::select! {
             drift = self.watch.next() => self.note(drift),
-            damaged = self.tables.damaged() => if damaged? {
-                self.tables_repair.note();
-            },
+            () = self.tables.damaged() => self.tables_repair.note(),
             () = self.subnets.changed() => self.own_node(self.given.clone()),
             () = self.announcer.told() => {}
         }
@@ -170,11 +192,10 @@ impl Half for NetworkHalf {
         self.report_problems();
         match result {
             Ok(()) => {
-                let complete = self.try_again.is_none();
-                if complete {
+                if !self.lacking {
                     self.retry.succeeded();
                 }
-                let told = self.announce(complete && self.listed != Listed::Nothing);
+                let told = self.announce(!self.lacking && self.listed != Listed::Nothing);
                 let due = [told, until(self.try_again), until(self.look_again)];
                 let repairs = [self.overlay_repair.next(), self.tables_repair.next()];
                 let next = due.into_iter().chain(repairs).flatten().min();
@@ -201,6 +222,11 @@ impl NetworkHalf {
                 None
             }
         };
+        let uid = |node: &Option<Node>| node.as_ref().map(|node| node.uid.clone());
+        if uid(&self.given) != uid(&given) {
+            self.announcer.node_changed(false);
+            self.events.know_uid(&uid(&given).unwrap_or_default());
+        }
         self.given = given;
         if self.own == usable {
             return;
@@ -246,7 +272,12 @@ impl NetworkHalf {
         if self.try_again.is_some() && until(self.try_again).is_none() {
             self.doubt_everything();
         }
-        self.look_at_host().await?;
+        match self.look_at_host().await {
+            Err(error) if self.host.is_none() || is_fatal(&error) => return Err(error),
+            // Peers are served by what was known of this machine.
+            Err(error) => self.note_host_trouble(&error),
+            Ok(()) => {}
+        }
         let (overlay, tables) = (self.overlay_repair.is_due(), self.tables_repair.is_due());
         // What others change before anything stands is nothing that was broken.
         let repairing = (overlay || tables) && self.stands;
@@ -262,12 +293,33 @@ impl NetworkHalf {
         // One family, or one peer, that cannot be served does not keep the others from what they need.
         let report = self.netlink.run(&ops).await;
         self.tell_peers(touched, &report.failures);
-        let run = first_failure(report);
-        let written = self.tables.write(&self.config.network, self.overlay.masquerade()).await?;
+        let undone = report.failures.len() + report.skipped.len();
+        let refused = self.note_refusals(report, observed);
+        let written = self.tables.write(&self.config.network, self.overlay.masquerade()).await;
+        if let (Some(error), Err(_)) = (&refused, &written) {
+            warn!("{error}");
+        }
+        let written = written?;
         if let Some(content) = self.overlay.subnet_env(self.config.network.masquerade) {
             subnet_file::write(&self.config.network.subnet_file, &content.render())?;
         }
-        let (steps, took) = (ops.len() + written, format!("{:.1?}", started.elapsed()));
+        let (steps, took) =
+            (ops.len().saturating_sub(undone) + written, format!("{:.1?}", started.elapsed()));
+        let stood = self.stands;
+        match refused {
+            Some(error) if is_fatal(&error) => return Err(error),
+            // A peer that comes meanwhile, or a repair, does not wait for what is in the way of the rest.
+            Some(error) => {
+                self.lacking = true;
+                let wait = self.failed(&error);
+                self.try_again.get_or_insert(Instant::now() + wait);
+            }
+            None => self.lacking &= !observed,
+        }
+        if !self.lacking {
+            self.stands = true;
+            self.complete(started.elapsed()).await;
+        }
         match (repairing, observed, steps) {
             (true, _, 0) => {}
             (true, _, steps) => {
@@ -277,55 +329,59 @@ impl NetworkHalf {
                 let tables = if tables && written > 0 { self.tables_repair.repaired() } else { None };
                 self.give_way(overlay.max(tables));
             }
+            (false, true, 0) if undone > 0 || stood => {}
             (false, true, 0) => info!(took, "pod network stands as planned: nothing to change"),
             (false, true, steps) => info!(steps, took, "pod network programmed"),
             (false, false, 0) => {}
             (false, false, steps) => debug!(steps, took, "pod network changed"),
         }
-        match run {
-            Err(error) if is_fatal(&error) => Err(error),
-            // A peer that comes meanwhile, or a repair, does not wait for what is in the way of another.
-            Err(error) => {
-                let wait = self.failed(&error);
-                self.try_again.get_or_insert(Instant::now() + wait);
-                Ok(())
-            }
-            Ok(()) if self.try_again.is_some() => Ok(()),
-            Ok(()) => {
-                self.stands = true;
-                self.complete(started.elapsed())
-            }
+        Ok(())
+    }
+
+    /// Notes the peers' entries that the kernel refused, to be tried again; returns what was refused of this node's own
+    /// part, without which no peer is reached.
+    fn note_refusals(&mut self, report: Report, everything: bool) -> Option<anyhow::Error> {
+        let (of_peers, own): (Vec<_>, Vec<_>) =
+            report.failures.into_iter().partition(|failure| is_of_a_peer(&failure.op));
+        let texts: BTreeSet<String> = of_peers.iter().map(|failure| failure.error.to_string()).collect();
+        for text in texts.difference(&self.refused).take(10) {
+            warn!("{text}");
         }
+        match everything {
+            true => self.refused = texts,
+            false => self.refused.extend(texts),
+        }
+        if !self.refused.is_empty() {
+            self.try_again.get_or_insert(Instant::now() + LONGEST_WAIT);
+        }
+        let mut own = own.into_iter().map(|failure| failure.error);
+        let first = own.next();
+        own.take(10).for_each(|error| warn!("{error}"));
+        first.map(Into::into)
     }
 
     /// Notes that everything stands, and lets the kubelet know.
-    fn complete(&mut self, took: Duration) -> Result<()> {
+    async fn complete(&mut self, took: Duration) {
         // Without a subnet, or the interface, nothing leads anywhere yet.
-        match self.overlay.subnet_env(self.config.network.masquerade) {
-            Some(_) => self.board.programmed(status::Half::Network, took),
-            None => self.board.waits(status::Half::Network),
+        if !self.leads_somewhere() {
+            return self.board.waits(status::Half::Network);
         }
-        if self.conflist_written || self.overlay.masquerade().is_none() {
-            return Ok(());
+        self.board.programmed(status::Half::Network, took);
+        if !self.cni.install(&self.config.network).await {
+            self.try_again.get_or_insert(Instant::now() + CNI_INTERVAL);
         }
-        let written = cni_files::write_conflist(&self.config.network.cni, &self.config.network.subnet_file)?;
-        self.conflist_written = true;
-        let Some(conflist) = written else { return Ok(()) };
-        if conflist.changed {
-            info!("{}: the kubelet may start pods", conflist.path.display());
-        }
-        if !conflist.host_ports {
-            warn!("plugin portmap is not installed: hostPort has no effect");
-        }
-        if let Some(other) = conflist.hidden_by {
-            warn!("{} comes before {}: remove it", other.display(), conflist.path.display());
-        }
-        Ok(())
+    }
+
+    /// Whether this node's subnet and interface are known.
+    fn leads_somewhere(&self) -> bool {
+        self.overlay.subnet_env(self.config.network.masquerade).is_some()
     }
 
     /// What is to be done, and whether the kernel was looked at for it.
     async fn steps(&mut self) -> Result<(Vec<Op>, bool)> {
-        if let Some(blocking) = self.overlaps.iter().find(|overlap| overlap.severity() == Severity::Error) {
+        // What stands goes on: it worked before somebody else's route came, and peers depend on it.
+        let blocking = self.overlaps.iter().find(|overlap| overlap.severity() == Severity::Error);
+        if let Some(blocking) = blocking.filter(|_| !self.stands) {
             bail!("{blocking}");
         }
         if let Some(ops) = self.overlay.changes() {
@@ -350,7 +406,8 @@ impl NetworkHalf {
         let choice = locate::choice(&self.config.network, &self.settings, self.own.as_ref())?;
         let host = self.netlink.host(&choice, &self.settings).await?;
         self.look_again = None;
-        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref());
+        self.host_trouble = None;
+        let overlaps = locate::host_overlaps(&self.settings, &host, self.own.as_ref(), &self.service_ranges);
         for overlap in overlaps.iter().filter(|overlap| !self.overlaps.contains(overlap)) {
             match overlap.severity() {
                 Severity::Error => error!("{overlap}"),
@@ -372,6 +429,16 @@ impl NetworkHalf {
         Ok(())
     }
 
+    fn note_host_trouble(&mut self, error: &anyhow::Error) {
+        let text = message::of(error);
+        if self.host_trouble.as_ref() != Some(&text) {
+            warn!("{text}: what was known of this machine before holds");
+            self.events.own_trouble(EventReason::InterfaceUnusable, &text);
+        }
+        self.host_trouble = Some(text);
+        self.look_again = Some(Instant::now() + LONGEST_WAIT);
+    }
+
     /// Says so when repairs are to be made more seldom.
     fn give_way(&self, wait: Option<Duration>) {
         if let Some(wait) = wait {
@@ -384,7 +451,7 @@ impl NetworkHalf {
     fn announce(&mut self, complete: bool) -> Option<Duration> {
         let annotations = self.overlay.annotations().into_iter();
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value)).collect();
-        self.announcer.announce(annotations, complete && self.own.is_some() && self.host.is_some())
+        self.announcer.announce(annotations, complete && self.own.is_some() && self.leads_somewhere())
     }
 
     fn report_problems(&mut self) {
@@ -406,13 +473,17 @@ fn until(due: Option<Instant>) -> Option<Duration> {
     due?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
 }
 
-fn first_failure(report: Report) -> Result<()> {
-    let mut failures = report.failures.into_iter();
-    let Some(first) = failures.next() else { return Ok(()) };
-    for failure in failures.take(10) {
-        warn!("{}", failure.error);
-    }
-    Err(first.error.into())
+/// Whether the step concerns one peer alone.
+fn is_of_a_peer(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetNeighbour(..)
+            | Op::RemoveNeighbour(_)
+            | Op::SetFdb(..)
+            | Op::RemoveFdb(..)
+            | Op::SetRoute(..)
+            | Op::RemoveRoute(..)
+    )
 }
 
 /// Only more rights, or an nft to run, would help.

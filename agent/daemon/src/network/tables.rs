@@ -37,13 +37,15 @@ impl Tables {
         })
     }
 
-    /// Waits until somebody else has touched what is ours; whether it was. May be dropped and called again.
-    pub(super) async fn damaged(&mut self) -> Result<bool> {
-        let damage: Damage = self.watch.next().await?;
-        if self.forwarding.is_touched_by(&damage) {
-            self.opened_for = None;
+    /// Waits until somebody else has touched what is ours; then [`Self::invalidate`] is to be called, when it is time.
+    /// May be dropped and called again.
+    pub(super) async fn damaged(&mut self) {
+        loop {
+            let damage: Damage = self.watch.next().await;
+            if damage.network || self.forwarding.is_touched_by(&damage) {
+                return;
+            }
         }
-        Ok(damage.network || self.opened_for.is_none())
     }
 
     /// The next write looks at everything anew.

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use podway_cluster::SourceConfig;
 use podway_netlink::Failure;
 use podway_overlay::{Family, Mac, Mtu, Op, Path, Reason};
 
 use super::{CONTENDED, NetworkHalf, Store};
-use crate::config::NetworkConfig;
+use crate::config::{Config, NetworkConfig};
 use crate::run::Listed;
 use crate::status::{self, Facts, Fault, Own};
 
@@ -20,7 +21,8 @@ impl NetworkHalf {
         let failed = Failed::of(failures);
         let mtu = self.overlay.pod_mtu().map(Mtu::get);
         let problems = self.overlay.problems();
-        let left_out = problems.iter().map(|problem| (&*problem.node, &problem.reason)).collect();
+        let grave = problems.iter().filter(|problem| !problem.reason.is_warning());
+        let left_out = grave.map(|problem| (&*problem.node, &problem.reason)).collect();
         match touched {
             Some(names) => names.iter().for_each(|name| self.tell_peer(name, mtu, &left_out, &failed)),
             None => {
@@ -42,12 +44,7 @@ impl NetworkHalf {
             addresses: addresses.collect(),
             mtu: env.as_ref().map(|env| env.mtu.get()),
             subnets: env.iter().flat_map(|env| env.subnets.iter().map(|(_, (_, own))| *own)).collect(),
-            store: match self.config.network.store() {
-                Store::Nodes => "nodes",
-                Store::Static => "static",
-                Store::Etcd => "etcd",
-            }
-            .to_owned(),
+            store: store(&self.config).to_owned(),
         });
         let problems = self.problems.iter().map(|problem| Fault {
             reason: problem.reason.name().to_owned(),
@@ -69,7 +66,10 @@ impl NetworkHalf {
         let closed = closed.map(|problem| of_node("ForwardClosed", problem.to_string()));
         let contested = self.overlay_repair.is_contested() || self.tables_repair.is_contested();
         let contested = contested.then(|| of_node("NetworkContended", CONTENDED.to_owned()));
-        self.board.faults(problems.chain(overlaps).chain(unassigned).chain(closed).chain(contested));
+        let own = [("HostUnusable", self.host_trouble.as_deref()), ("CniNotInstalled", self.cni.trouble())];
+        let own = own.into_iter().filter_map(|(reason, text)| Some(of_node(reason, text?.to_owned())));
+        let of_this_node = unassigned.into_iter().chain(closed).chain(contested).chain(own);
+        self.board.faults(problems.chain(overlaps).chain(of_this_node));
     }
 
     /// Entries that were set right, by kind.
@@ -79,7 +79,9 @@ impl NetworkHalf {
         if elements > 0 {
             kinds.insert("nftables", elements as u64);
         }
-        kinds.into_iter().for_each(|(kind, count)| self.board.repaired(kind, count));
+        for (kind, count) in kinds {
+            self.board.repaired(status::Half::Network, kind, count);
+        }
     }
 
     fn tell_peer(
@@ -100,6 +102,15 @@ impl NetworkHalf {
             (true, Some(why)) => self.board.peer_left_out(name, &why.to_string()),
             (true, None) => self.board.peer_gone(name),
         }
+    }
+}
+
+/// Where subnets are kept, as the contract names it.
+fn store(config: &Config) -> &'static str {
+    match (config.network.store(), &config.source) {
+        (Store::Etcd, _) => "etcd",
+        (Store::Nodes, SourceConfig::Kube(_)) => "kube",
+        (Store::Static, _) | (Store::Nodes, SourceConfig::Directory(_)) => "static",
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub own: Own,
     pub peers: BTreeMap<Arc<str>, Peer>,
     pub faults: BTreeSet<Fault>,
+    /// Servers that do not answer.
+    pub lost: BTreeMap<String, Lost>,
     pub repairs: BTreeMap<&'static str, u64>,
 }
 
@@ -60,6 +62,13 @@ pub(crate) struct Failing {
     pub since: Instant,
     pub error: String,
     pub attempts: u64,
+}
+
+/// A server that does not answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Lost {
+    pub since: Instant,
+    pub why: String,
 }
 
 /// This node's part.
@@ -102,7 +111,7 @@ pub(crate) struct Facts {
 /// What stands in the way of some part, until somebody changes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Fault {
-    /// One word, the same as that of the Event: `SubnetTaken`.
+    /// One word: `SubnetTaken`.
     pub reason: String,
     /// What it concerns: `Node node-2`.
     pub object: String,
@@ -120,6 +129,7 @@ impl Board {
             own: Own::default(),
             peers: BTreeMap::new(),
             faults: BTreeSet::new(),
+            lost: BTreeMap::new(),
             repairs: BTreeMap::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), metrics: Arc::new(Metrics::new()) }
@@ -210,14 +220,24 @@ impl Board {
         self.state().faults = faults.into_iter().collect();
     }
 
-    /// So many entries of a kind that somebody else had changed were set right.
-    pub(crate) fn repaired(&self, kind: &'static str, count: u64) {
+    /// A server such as `etcd` was lost, and why, or answers again.
+    pub(crate) fn contact(&self, server: String, lost: Option<String>) {
+        let lost = lost.map(|why| Lost { since: Instant::now(), why });
+        let mut state = self.state();
+        match lost {
+            Some(lost) => drop(state.lost.insert(server, lost)),
+            None => drop(state.lost.remove(&server)),
+        }
+    }
+
+    /// So many of the half's entries of a kind that somebody else had changed were set right.
+    pub(crate) fn repaired(&self, half: Half, kind: &'static str, count: u64) {
         *self.state().repairs.entry(kind).or_default() += count;
-        self.metrics.repaired(kind, count);
+        self.metrics.repaired(half, kind, count);
     }
 
     pub(crate) fn health(&self) -> Health {
-        Health::of(&self.state().halves, Instant::now())
+        Health::of(&self.state(), Instant::now())
     }
 
     /// All numbers as OpenMetrics text.

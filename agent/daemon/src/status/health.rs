@@ -1,11 +1,10 @@
 //! When the daemon is well, as kubelets, load balancers and operators ask (contract N15).
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::board::{Half, Progress};
+use super::board::State;
 
 /// How long a half may fail, or be at one attempt, before the daemon is unhealthy. kube-proxy's: 60 s (proxier_health.go).
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,10 +24,11 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Judges the halves that are switched on. While it starts the daemon is live and healthy, and not ready.
-    pub(crate) fn of(halves: &BTreeMap<Half, Progress>, now: Instant) -> Self {
-        let mut health = Self { live: true, healthy: true, ready: true, why: Vec::new() };
-        for (half, progress) in halves {
+    /// Judges the halves that are switched on. While it starts the daemon is live and healthy, and not ready. Servers
+    /// that do not answer are named and change nothing (contract S24): the kernel goes on with what it has.
+    pub(crate) fn of(state: &State, now: Instant) -> Self {
+        let mut health = Self { live: true, healthy: true, ready: !state.halves.is_empty(), why: Vec::new() };
+        for (half, progress) in &state.halves {
             if let Some(since) = progress.busy_since
                 && now.duration_since(since) > PATIENCE
             {
@@ -48,18 +48,27 @@ impl Health {
                 health.why.push(format!("{half}: {waits}"));
             }
         }
+        health.why.extend(state.lost.iter().map(|(server, lost)| {
+            let seconds = now.duration_since(lost.since).as_secs();
+            format!("{server} has not answered for {seconds}s: {}; what is known stands", lost.why)
+        }));
         health
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::board::Failing;
+    use super::super::board::{Board, Failing, Half, Progress};
     use super::*;
 
     fn after(seconds: u64, progress: Progress, start: Instant) -> Health {
-        let halves = [(Half::Network, progress)].into();
-        Health::of(&halves, start + Duration::from_secs(seconds))
+        of(&[(Half::Network, progress)], start + Duration::from_secs(seconds))
+    }
+
+    fn of(halves: &[(Half, Progress)], now: Instant) -> Health {
+        let board = Board::new("node-1");
+        board.state().halves.extend(halves.iter().cloned());
+        Health::of(&board.state(), now)
     }
 
     #[test]
@@ -73,11 +82,9 @@ mod tests {
     fn n15_it_is_ready_when_each_half_has_been_programmed_once() {
         let start = Instant::now();
         let done = Progress { first: Some(start), listed: true, ..Progress::default() };
-        let mut halves =
-            BTreeMap::from([(Half::Network, done.clone()), (Half::Services, Progress::default())]);
-        assert!(!Health::of(&halves, start).ready);
-        halves.insert(Half::Services, done);
-        let health = Health::of(&halves, start);
+        let waiting = (Half::Services, Progress::default());
+        assert!(!of(&[(Half::Network, done.clone()), waiting], start).ready);
+        let health = of(&[(Half::Network, done.clone()), (Half::Services, done)], start);
         assert_eq!((health.live, health.healthy, health.ready), (true, true, true));
         assert!(health.why.is_empty());
     }
@@ -92,6 +99,19 @@ mod tests {
         assert_eq!(soon.why, ["network: failing for 60s: there is no interface eth9"]);
         let late = after(61, progress, start);
         assert_eq!((late.live, late.healthy, late.ready), (true, false, true), "a restart would not help");
+    }
+
+    #[test]
+    fn s24_a_server_that_does_not_answer_is_named_and_takes_nothing_back() {
+        let board = Board::new("node-1");
+        board.programmed(Half::Network, Duration::from_millis(3));
+        board.contact("etcd".to_owned(), Some("connection refused".to_owned()));
+        let since = board.state().lost["etcd"].since;
+        let health = Health::of(&board.state(), since + Duration::from_secs(600));
+        assert_eq!((health.live, health.healthy, health.ready), (true, true, true));
+        assert_eq!(health.why, ["etcd has not answered for 600s: connection refused; what is known stands"]);
+        board.contact("etcd".to_owned(), None);
+        assert!(board.health().why.is_empty());
     }
 
     #[test]

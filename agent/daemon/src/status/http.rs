@@ -1,8 +1,8 @@
 //! Answers over HTTP: health, metrics, and what the commands ask.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use super::board::Board;
@@ -27,12 +27,12 @@ use super::report::{NodeStatus, Status};
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
 
 /// For the request's head.
-const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+const HEADER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The least that hyper takes, and many times what a probe or Prometheus sends.
 const HEADER_BYTES: usize = 8192;
 
-/// Connections at a time; more wait their turn.
+/// Connections at a time.
 const CONNECTIONS: usize = 32;
 
 /// The address may be somebody else's for a while: an earlier daemon's that still ends, or an interface's to come.
@@ -72,10 +72,10 @@ pub(crate) async fn serve(
         true => info!(%address, "{field}: listens now"),
         false => debug!(%address, "{field}: listens"),
     }
-    let doors = Doors::new(pages, board);
+    let mut doors = Doors::new(pages, board);
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => doors.admit(stream).await,
+            Ok((stream, _)) => doors.admit(stream),
             Err(error) => pause(&error).await,
         }
     }
@@ -87,24 +87,29 @@ pub(crate) async fn pause(error: &std::io::Error) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Where connections come in, some at a time.
+/// Where connections come in, some at a time: a new one takes the place of the oldest, so that nobody can keep the
+/// kubelet's probes out by holding connections open.
 pub(crate) struct Doors {
     pages: Pages,
     board: Board,
-    free: Arc<Semaphore>,
+    inside: VecDeque<AbortHandle>,
 }
 
 impl Doors {
     pub(crate) fn new(pages: Pages, board: Board) -> Self {
-        Self { pages, board, free: Arc::new(Semaphore::new(CONNECTIONS)) }
+        Self { pages, board, inside: VecDeque::new() }
     }
 
     /// Serves one connection as a task of its own.
-    pub(crate) async fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
-        // Never closed.
-        let Ok(place) = self.free.clone().acquire_owned().await else { return };
+    pub(crate) fn admit(&mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        self.inside.retain(|connection| !connection.is_finished());
+        if self.inside.len() >= CONNECTIONS
+            && let Some(oldest) = self.inside.pop_front()
+        {
+            oldest.abort();
+        }
         let (pages, board) = (self.pages, self.board.clone());
-        tokio::task::spawn_local(async move {
+        let connection = tokio::task::spawn_local(async move {
             let service = service_fn(|request: Request<Incoming>| {
                 let answer = answer(pages, &board, request.method(), request.uri().path());
                 async { Ok::<_, Infallible>(answer) }
@@ -118,8 +123,8 @@ impl Doors {
             if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
                 debug!("a request: {error}");
             }
-            drop(place);
         });
+        self.inside.push_back(connection.abort_handle());
     }
 }
 
@@ -175,6 +180,8 @@ mod tests {
     #[test]
     fn n15_each_address_answers_to_its_own_pages() {
         let board = Board::new("node-1");
+        board.expect(Half::Network);
+        board.programmed(Half::Network, Duration::ZERO);
         for (pages, known, unknown) in [
             (
                 Pages::Health,

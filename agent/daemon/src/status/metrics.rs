@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -28,7 +28,7 @@ type Seconds = Gauge<f64, AtomicU64>;
 pub(crate) struct Metrics {
     registry: Registry,
     halves: BTreeMap<Half, OfHalf>,
-    repairs: Family<Kind, Counter>,
+    lost: Family<Server, Seconds>,
     peers: Labels,
     routes: Gauge,
     problems: Labels,
@@ -37,7 +37,10 @@ pub(crate) struct Metrics {
     cpu: Counter<f64, AtomicU64>,
 }
 
+/// Shown only for a half that is switched on.
 struct OfHalf {
+    registry: Registry,
+    repairs: Family<Kind, Counter>,
     programming: Histogram,
     failures: Family<Operation, Counter>,
     ready: Gauge,
@@ -54,26 +57,29 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Server {
+    server: String,
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
         let podway = registry.sub_registry_with_prefix("podway");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         podway.register("build", "The version that runs", build);
-        let halves = [Half::Network, Half::Services]
-            .map(|half| (half, OfHalf::register(podway.sub_registry_with_prefix(half.name()))));
+        let lost = Family::default();
+        let help = "For how long a server has not answered";
+        podway.register_with_unit("server_lost", help, Unit::Seconds, lost.clone());
+        let mut halves: BTreeMap<_, _> =
+            [Half::Network, Half::Services].map(|half| (half, OfHalf::new(half))).into();
 
-        let network = podway.sub_registry_with_prefix("network");
+        let network = halves.entry(Half::Network).or_insert_with(|| OfHalf::new(Half::Network));
+        let network = network.registry.sub_registry_with_prefix("podway").sub_registry_with_prefix("network");
         let peers = Family::default();
         network.register("peers", "Other nodes that are programmed, by backend", peers.clone());
         let routes = Gauge::default();
         network.register("routes", "Subnets of other nodes that are programmed", routes.clone());
-        let repairs = Family::default();
-        network.register(
-            "repairs",
-            "Entries that somebody else had changed and that were set right",
-            repairs.clone(),
-        );
         let problems = Family::default();
         network.register(
             "problems",
@@ -87,8 +93,7 @@ impl Metrics {
         let process = registry.sub_registry_with_prefix("process");
         process.register_with_unit("resident_memory", "Resident memory", Unit::Bytes, memory.clone());
         process.register_with_unit("cpu", "User and system time", Unit::Seconds, cpu.clone());
-        let halves = halves.into();
-        Self { registry, halves, repairs, peers, routes, problems, subnets, memory, cpu }
+        Self { registry, halves, lost, peers, routes, problems, subnets, memory, cpu }
     }
 
     pub(crate) fn programmed(&self, half: Half, took: Duration) {
@@ -99,8 +104,8 @@ impl Metrics {
         self.halves[&half].failures.get_or_create(&Operation { operation }).inc();
     }
 
-    pub(crate) fn repaired(&self, kind: &'static str, count: u64) {
-        self.repairs.get_or_create(&Kind { kind }).inc_by(count);
+    pub(crate) fn repaired(&self, half: Half, kind: &'static str, count: u64) {
+        self.halves[&half].repairs.get_or_create(&Kind { kind }).inc_by(count);
     }
 
     pub(crate) fn render(&self, state: &State, now: Instant) -> String {
@@ -111,10 +116,23 @@ impl Metrics {
             let failing = progress.failing.as_ref().map(|failing| now.duration_since(failing.since));
             metrics.failing.set(failing.unwrap_or_default().as_secs_f64());
         }
+        self.lost.clear();
+        for (server, lost) in &state.lost {
+            let seconds = now.duration_since(lost.since).as_secs_f64();
+            self.lost.get_or_create(&Server { server: server.clone() }).set(seconds);
+        }
         self.read_process();
+        self.encode(state.halves.keys())
+    }
+
+    fn encode<'a>(&self, halves: impl Iterator<Item = &'a Half>) -> String {
+        let halves = halves.map(|half| &self.halves[half].registry);
         let mut text = String::new();
         // A String takes whatever is written to it.
-        let _ = encode(&mut text, &self.registry);
+        for registry in [&self.registry].into_iter().chain(halves) {
+            let _ = encode_registry(&mut text, registry);
+        }
+        let _ = encode_eof(&mut text);
         text
     }
 
@@ -139,7 +157,9 @@ impl Metrics {
 }
 
 impl OfHalf {
-    fn register(registry: &mut Registry) -> Self {
+    fn new(half: Half) -> Self {
+        let mut root = Registry::default();
+        let registry = root.sub_registry_with_prefix("podway").sub_registry_with_prefix(half.name());
         // 0.5 ms to 16 s.
         let programming = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         let help = "How long it took to bring the kernel to what is planned";
@@ -155,7 +175,10 @@ impl OfHalf {
             Unit::Seconds,
             failing.clone(),
         );
-        Self { programming, failures, ready, failing }
+        let repairs = Family::default();
+        let help = "Entries that somebody else had changed and that were set right";
+        registry.register("repairs", help, repairs.clone());
+        Self { registry: root, repairs, programming, failures, ready, failing }
     }
 }
 
@@ -193,7 +216,8 @@ mod tests {
             object: object.to_owned(),
             message: "taken".to_owned(),
         }));
-        board.repaired("route", 3);
+        board.repaired(Half::Network, "route", 3);
+        board.contact("etcd".to_owned(), Some("refused".to_owned()));
         board.failed(Half::Network, "program", "refused");
         board.programmed(Half::Network, Duration::from_millis(3));
         let text = board.metrics();
@@ -211,8 +235,27 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} in:\n{text}");
         }
         let memory = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
+        assert!(text.contains("podway_server_lost_seconds{server=\"etcd\"} 0."), "{text}");
         assert!(memory.unwrap().parse::<u64>().unwrap() > 1 << 20);
         board.faults([]);
-        assert!(!board.metrics().contains("SubnetTaken"), "what is over is not shown");
+        board.contact("etcd".to_owned(), None);
+        let text = board.metrics();
+        assert!(!text.contains("SubnetTaken") && !text.contains("etcd"), "what is over is not shown: {text}");
+    }
+
+    #[test]
+    fn n15_a_half_that_is_switched_off_has_no_metrics_and_repairs_are_counted_where_they_belong() {
+        let board = Board::new("node-1");
+        board.expect(Half::Network);
+        let text = board.metrics();
+        assert!(text.contains("podway_network_ready 0") && !text.contains("podway_services_"), "{text}");
+
+        let board = Board::new("node-1");
+        board.expect(Half::Services);
+        board.repaired(Half::Services, "element", 5);
+        let text = board.metrics();
+        assert!(text.contains("podway_services_repairs_total{kind=\"element\"} 5"), "{text}");
+        assert!(!text.contains("podway_network_"), "{text}");
+        assert_eq!(text.matches("# EOF").count(), 1);
     }
 }

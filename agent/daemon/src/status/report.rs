@@ -61,7 +61,7 @@ pub(crate) struct NodeStatus {
 
 impl Status {
     pub(crate) fn of(state: &State, now: Instant) -> Self {
-        let Health { healthy, ready, why, .. } = Health::of(&state.halves, now);
+        let Health { healthy, ready, why, .. } = Health::of(state, now);
         let age = |then: Instant| now.duration_since(then).as_secs();
         let half = |(half, progress): (&super::board::Half, &super::board::Progress)| {
             let failing = progress.failing.as_ref();

@@ -53,10 +53,10 @@ pub(crate) async fn serve(path: PathBuf, board: Board) {
     if complained {
         info!(path = %path.display(), "status.socket: listens now");
     }
-    let doors = Doors::new(Pages::All, board);
+    let mut doors = Doors::new(Pages::All, board);
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => doors.admit(stream).await,
+            Ok((stream, _)) => doors.admit(stream),
             Err(error) => pause(&error).await,
         }
     }

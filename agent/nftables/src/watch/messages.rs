@@ -6,7 +6,7 @@
 use netlink_packet_core::{NLA_HEADER_SIZE, NetlinkBuffer, NlaBuffer, NlasIterator};
 
 use super::Damage;
-use crate::children::Children;
+use crate::children::Untold;
 use crate::forward::ChainName;
 use crate::schema::{Half, half_of};
 
@@ -34,14 +34,14 @@ const NFGENMSG: usize = 4;
 /// Gathers what others changed.
 #[derive(Debug)]
 pub(super) struct Messages {
-    ours: Children,
+    ours: Untold,
     /// Of a transaction whose author is not known yet.
     transaction: Damage,
     damage: Damage,
 }
 
 impl Messages {
-    pub(super) fn of_others_than(ours: Children) -> Self {
+    pub(super) fn of_others_than(ours: Untold) -> Self {
         Self { ours, transaction: Damage::default(), damage: Damage::default() }
     }
 
@@ -88,8 +88,8 @@ impl Messages {
     /// that of the first pid namespace, which says nothing in a container.
     fn end(&mut self, port: u32, attributes: &[u8]) {
         let damage = std::mem::take(&mut self.transaction);
-        let ours = self.ours.contains(port)
-            && text(attributes, NFTA_GEN_PROC_NAME).is_some_and(|name| name == "nft");
+        let ours =
+            text(attributes, NFTA_GEN_PROC_NAME).is_some_and(|name| name == "nft") && self.ours.tell(port);
         if !ours {
             self.damage.merge(damage);
         }
@@ -149,20 +149,30 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::children::Children;
 
     #[test]
     fn a_transaction_of_others_is_damage_and_one_of_ours_is_not() {
-        let ours = Children::default();
-        ours.note(Some(77));
         for (port, name, harmless) in [(77, "nft\0", true), (78, "nft\0", false), (77, "firewalld\0", false)]
         {
-            let mut messages = Messages::of_others_than(ours.clone());
-            messages.read(&message(NFT_MSG_DELRULE, port, 1, &[(NFTA_TABLE, b"podway-network\0")]));
-            assert!(messages.damage().is_empty(), "before it is known whose it was");
-            messages.read(&message(NFT_MSG_NEWGEN, port, 0, &[(NFTA_GEN_PROC_NAME, name.as_bytes())]));
+            let ours = Children::default();
+            let mut messages = Messages::of_others_than(ours.untold());
+            ours.started(77);
+            read_theft(&mut messages, port, name);
             assert_eq!(messages.damage().is_empty(), harmless, "{port} {name}");
             assert_eq!(messages.damage().network, !harmless, "{port} {name}");
         }
+    }
+
+    #[test]
+    fn a_second_transaction_of_the_same_process_id_is_somebody_else_s() {
+        let ours = Children::default();
+        let mut messages = Messages::of_others_than(ours.untold());
+        ours.started(77);
+        read_theft(&mut messages, 77, "nft\0");
+        assert!(messages.damage().is_empty());
+        read_theft(&mut messages, 77, "nft\0");
+        assert!(messages.damage().network);
     }
 
     #[test]
@@ -170,7 +180,7 @@ mod tests {
         for (hook, counts) in [(2_u32, true), (1, false)] {
             let hook = attribute_bytes(NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
             let chain = [(NFTA_TABLE, b"filter\0".as_slice()), (NFTA_CHAIN_HOOK, &hook)];
-            let mut messages = Messages::of_others_than(Children::default());
+            let mut messages = Messages::of_others_than(Untold::default());
             messages.read(&message(NFT_MSG_NEWCHAIN, 9, 2, &chain));
             messages.read(&message(NFT_MSG_NEWGEN, 9, 0, &[]));
             assert_eq!(messages.take().forward, counts);
@@ -180,15 +190,21 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_kernel_says_is_read(datagram in prop::collection::vec(any::<u8>(), 0..200)) {
-            Messages::of_others_than(Children::default()).read(&datagram);
+            Messages::of_others_than(Untold::default()).read(&datagram);
         }
 
         #[test]
         fn whatever_a_message_holds_is_read(kind in 0u16..40, family: u8, payload in prop::collection::vec(any::<u8>(), 0..60)) {
-            let mut messages = Messages::of_others_than(Children::default());
+            let mut messages = Messages::of_others_than(Untold::default());
             messages.read(&message(kind, 1, family, &[(1, &payload), (2, &payload), (4, &payload)]));
             messages.read(&message(NFT_MSG_NEWGEN, 1, family, &[(3, &payload)]));
         }
+    }
+
+    fn read_theft(messages: &mut Messages, port: u32, name: &str) {
+        messages.read(&message(NFT_MSG_DELRULE, port, 1, &[(NFTA_TABLE, b"podway-network\0")]));
+        assert!(messages.damage().is_empty(), "before it is known whose it was");
+        messages.read(&message(NFT_MSG_NEWGEN, port, 0, &[(NFTA_GEN_PROC_NAME, name.as_bytes())]));
     }
 
     fn message(kind: u16, port: u32, family: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {

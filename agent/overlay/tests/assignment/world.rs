@@ -77,7 +77,7 @@ impl World {
             machine: machine.into(),
             mode,
             ranges: ranges.to_vec(),
-            namespace: "kube-system".into(),
+            namespace: "podway-subnets".into(),
         };
         let seed = self.daemons.len() as u64;
         self.daemons.push(Daemon {

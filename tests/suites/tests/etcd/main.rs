@@ -2,6 +2,7 @@
 //! (contract N3).
 
 mod connection;
+mod lost_answer;
 mod tenant;
 
 use std::collections::BTreeSet;
@@ -11,13 +12,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use podway_cluster::{EtcdStore, Event};
+use podway_cluster::{EtcdConfig, EtcdStore, Event};
 use podway_overlay::{Family, Lease, LeaseAttributes, PerFamily, Vni};
 use podway_suites::SOON;
 use podway_testkit::{Etcd, EtcdKey, Node, Process, eventually, in_lab, reference};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use lost_answer::Proxy;
 use tenant::{PREFIX, SELF, Wish, leases, path, runtime, subnets, vxlan};
 
 /// 255 subnets.
@@ -219,6 +221,7 @@ fn n3_while_etcd_is_away_what_is_known_stands_and_a_compacted_history_is_listed_
         etcd.stop()?;
         tenant.await_problem("what is known of other nodes stands");
         assert_eq!(tenant.seen().history, before.history);
+        assert_eq!(tenant.seen().contacts, [("etcd".to_owned(), false)]);
 
         // It comes back, out of the node's reach, and much happens that nobody can look up later.
         node.ip("link set eth0 down")?;
@@ -231,6 +234,7 @@ fn n3_while_etcd_is_away_what_is_known_stands_and_a_compacted_history_is_listed_
         node.ip("link set eth0 up")?;
         tenant.await_peers(&["10.77.22.0-24", "10.77.23.0-24"]);
         let seen = tenant.seen();
+        assert_eq!(seen.contacts, [("etcd".to_owned(), false), ("etcd".to_owned(), true)]);
         assert_eq!(seen.nodes["10.77.22.0-24"].addresses, [IpAddr::from([192, 0, 2, 222])]);
         assert_eq!(seen.nodes[SELF], before.nodes[SELF]);
         assert_eq!((seen.synced, leases(&etcd)?.len()), (1, 3));
@@ -285,6 +289,61 @@ fn n3_a_lease_is_renewed_before_its_end_and_changed_attributes_are_written_at_on
         });
         assert_eq!(single_lease(&etcd)?.value, vxlan(12).render());
         assert_eq!(tenant.seen().problems, Vec::<String>::new());
+        Ok(())
+    });
+}
+
+#[test]
+fn n3_a_write_whose_answer_is_lost_takes_no_lease_from_the_key_and_is_no_contest() {
+    in_lab("etcd-lost-answer", |lab| {
+        let (etcd, node) = (lab.etcd()?, lab.outside("node-1")?);
+        let proxy = Proxy::start(&node, etcd.host())?;
+        let witness = Wish::at(&etcd, WIDE, 12).start(&node)?;
+        witness.subnets();
+        // Two ways to one store, as to two members.
+        let wish = Wish { margin: Duration::from_secs(86_396), ..Wish::at(&etcd, WIDE, 11) };
+        let endpoints = vec![proxy.url(), etcd.url()];
+        let config = EtcdConfig { endpoints, ..wish.config.clone() };
+        let tenant = Wish { config, ..wish }.before("10.77.7.0-24").start(&node)?;
+        assert_eq!(tenant.subnets(), ["10.77.7.0/24"]);
+        witness.await_peers(&["10.77.7.0-24"]);
+        let own = path("10.77.7.0-24");
+        let first = etcd.get(&own)?.context("the key")?.lease;
+        proxy.lose_the_next_answer();
+        eventually(2 * SOON, "a renewal", || match etcd.get(&own)? {
+            Some(key) if key.lease != first && proxy.lost() == 1 => Ok(()),
+            seen => Err(anyhow::anyhow!("{seen:?}, {} lost", proxy.lost())),
+        });
+        // What would be revoked by mistake is so at once.
+        std::thread::sleep(Duration::from_secs(2));
+        let told = witness.seen().history;
+        assert!(told.iter().all(|(_, node)| node.is_some()), "the peer never went: {told:?}");
+        assert!(etcd.get(&own)?.is_some());
+        Ok(())
+    });
+}
+
+#[test]
+fn n3_an_address_that_was_written_without_an_answer_is_known_to_be_our_own() {
+    in_lab("etcd-lost-address", |lab| {
+        let (etcd, node) = (lab.etcd()?, lab.outside("node-1")?);
+        let proxy = Proxy::start(&node, etcd.host())?;
+        let wish = Wish::at(&etcd, WIDE, 11);
+        let config = EtcdConfig { endpoints: vec![proxy.url(), etcd.url()], ..wish.config.clone() };
+        let tenant = Wish { config, ..wish }.start(&node)?;
+        tenant.subnets();
+        proxy.lose_the_next_answer();
+        tenant.attributes.send_replace(vxlan(12));
+        tenant.await_seen("the new address", |seen| {
+            seen.nodes[SELF].addresses == [IpAddr::from([192, 0, 2, 12])] && proxy.lost() == 1
+        });
+        assert_eq!(single_lease(&etcd)?.value, vxlan(12).render());
+        // By then the key was looked at again.
+        std::thread::sleep(Duration::from_secs(2));
+        let problems = tenant.seen().problems;
+        for words in ["another program", "holds it now"] {
+            assert!(!problems.iter().any(|problem| problem.contains(words)), "{problems:?}");
+        }
         Ok(())
     });
 }

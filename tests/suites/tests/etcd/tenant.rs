@@ -45,6 +45,8 @@ pub(crate) struct Seen {
     pub(crate) history: Vec<(String, Option<Node>)>,
     pub(crate) problems: Vec<String>,
     pub(crate) synced: usize,
+    /// Which server, and whether it answers.
+    pub(crate) contacts: Vec<(String, bool)>,
 }
 
 impl Wish {
@@ -205,6 +207,7 @@ fn note(seen: &mut Seen, event: Event) {
         }
         Event::Problem(problem) => seen.problems.push(problem.to_string()),
         Event::Synced(_) => seen.synced += 1,
+        Event::Contact { server, lost } => seen.contacts.push((server, lost.is_none())),
         other => panic!("etcd has no {other:?}"),
     }
 }

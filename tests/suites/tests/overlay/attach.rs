@@ -62,6 +62,22 @@ fn n11_the_configuration_comes_when_the_network_works_and_pods_attached_by_it_re
 }
 
 #[test]
+fn n11_where_there_is_no_portmap_pods_are_attached_and_the_log_says_what_is_missing() {
+    in_lab("overlay-cni-bare", |lab| {
+        let (_cluster, [one]) = Cluster::of_nodes(lab)?;
+        let one = Runtime::new(one)?;
+        fs::remove_file(one.folder.join("bin/portmap"))?;
+        let podway = run(&one.member, &one.settings())?;
+        podway.wait_for_log("plugin portmap is not installed: hostPort has no effect", SOON)?;
+        let pod = one.member.sandbox("pod")?;
+        let addresses = one.attach(&pod, &[])?;
+        let _server = pod.serve("pod", PORT)?;
+        Way::all(addresses, PORT).into_iter().for_each(|way| drop(await_answers(&one.member, way)));
+        Ok(())
+    });
+}
+
+#[test]
 fn n7_pods_that_come_after_a_change_of_the_mtu_have_the_new_one() {
     in_lab("overlay-cni-mtu", |lab| {
         let (_cluster, [one]) = Cluster::of_nodes(lab)?;
@@ -85,13 +101,15 @@ fn n10_masqueraded_pods_get_a_random_port_or_keep_theirs_and_multicast_keeps_its
         let (outside, client) = (lab.outside("outside")?, one.pod("client")?);
         let as_node = lab.counter("as-node", "ip saddr 192.0.2.11 ip daddr 239.1.2.3")?;
         let multicast = lab.counter("multicast", "ip saddr 10.77.1.99 ip daddr 239.1.2.3")?;
+        let mut port = 40_000;
         for (setting, kept) in
             [("network.masqueradeRandom=true", false), ("network.masqueradeRandom=false", true)]
         {
             let podway = run(&one, &[setting])?;
             for (to, own) in [(outside.ipv4(), one.ipv4()), (outside.ipv6(), one.ipv6())] {
-                // Another port in each round: an entry of connection tracking outlives podway.
-                let port = if kept { 40_001 } else { 40_000 };
+                // Another port each time: entries of connection tracking outlive podway, and a process that another
+                // test starts in this moment holds our sockets until it becomes its program.
+                port += 1;
                 let seen = seen_as(&client, port, &outside, to)?;
                 assert_eq!((seen.ip(), seen.port() == port), (own, kept), "{setting}: {seen}");
             }
@@ -112,10 +130,10 @@ fn n10_masqueraded_pods_get_a_random_port_or_keep_theirs_and_multicast_keeps_its
 /// The address that a datagram of a pod from this port has outside.
 fn seen_as(client: &Host, port: u16, outside: &Host, to: IpAddr) -> Result<SocketAddr> {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let server = outside.enter(|| UdpSocket::bind((to, 9)))??;
+    let server = outside.enter(|| UdpSocket::bind((to, port)))??;
     server.set_read_timeout(Some(SOON))?;
     let sender = client.enter(|| UdpSocket::bind((any, port)))??;
-    sender.send_to(b"who am I?", (to, 9))?;
+    sender.send_to(b"who am I?", (to, port))?;
     Ok(server.recv_from(&mut [0; 64])?.1)
 }
 

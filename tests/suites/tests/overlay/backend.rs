@@ -68,6 +68,30 @@ fn n6_host_gw_carries_pods_packets_as_they_are() {
 }
 
 #[test]
+fn n6_a_peer_behind_a_router_is_named_by_host_gw_and_taken_up_when_it_is_a_neighbour() {
+    in_lab("overlay-host-gw-far", |lab| {
+        let (_cluster, [one, two]) = Cluster::of_nodes(lab)?;
+        let (client, (web, _server)) = (one.pod("client")?, two.serving_pod("web")?);
+        let host_gw = ["network.backend=host-gw"];
+        let _other = run(&two, &host_gw)?;
+        let routes = |verb: &str| {
+            let to = |to: IpAddr, via: &str| format!("route {verb} {to} via {via}\n");
+            one.ip(&(to(two.ipv4(), "192.0.2.1") + &to(two.ipv6(), "2001:db8::1")))
+        };
+        routes("add")?;
+        let podway = run(&one, &host_gw)?;
+        for address in [two.ipv4(), two.ipv6()] {
+            podway
+                .wait_for_log(&format!("its address {address} is no neighbour's on interface eth0"), SOON)?;
+        }
+        assert!(!KernelState::read(&one)?.mentions("10.77.2.0"), "a route to a node that is no neighbour");
+        routes("del")?;
+        reaches(&client, &web);
+        Ok(())
+    });
+}
+
+#[test]
 fn n6_a_link_of_vxlan_goes_when_the_node_turns_to_host_gw_and_comes_back() {
     in_lab("overlay-backends", |lab| {
         let (_cluster, [one, two]) = Cluster::of_nodes(lab)?;

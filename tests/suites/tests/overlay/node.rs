@@ -1,6 +1,8 @@
 //! What podway leaves on its own node: files, system settings, and what stays when it stops (N9, N19, N20, N22).
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow};
 use podway_suites::{Cluster, KernelState, Member, SOON, Source, await_answers};
@@ -10,7 +12,7 @@ use serde_json::Value;
 use crate::{PORT, link, reaches, run, ways_to};
 
 #[test]
-fn n9_subnet_env_is_flannels_byte_for_byte_and_complete_at_every_moment() {
+fn n9_subnet_env_is_flannels_byte_for_byte() {
     in_lab("overlay-subnet-env", |lab| {
         let (_cluster, [one]) = Cluster::of_nodes(lab)?;
         let path = one.subnet_file()?;
@@ -26,19 +28,46 @@ fn n9_subnet_env_is_flannels_byte_for_byte_and_complete_at_every_moment() {
                  FLANNEL_IPMASQ=false\n",
             ),
         ] {
-            let before = fs::read_to_string(&path).ok();
             let podway = run(&one, settings)?;
-            // Written beside it and renamed: whoever reads meanwhile sees the one or the other.
             eventually(SOON, "subnet.env as flannel writes it", || match fs::read_to_string(&path) {
                 Ok(text) if text == expected => Ok(()),
-                Ok(text) if Some(&text) == before.as_ref() => Err(anyhow!(text)),
-                Ok(text) => panic!("neither the old one nor the new one: {text}"),
+                Ok(text) => Err(anyhow!(text)),
                 Err(error) => Err(error.into()),
             });
             assert!(podway.stop()?.success());
             assert_eq!(fs::read_to_string(&path)?, expected, "it stays");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn n9_whoever_reads_subnet_env_while_it_changes_sees_the_old_one_or_the_new_one() {
+    in_lab("overlay-subnet-whole", |lab| {
+        let (_cluster, [one]) = Cluster::of_nodes(lab)?;
+        let _podway = run(&one, &[])?;
+        let path = one.subnet_file()?;
+        let text = fs::read_to_string(&path)?;
+        let whole = [text.clone(), text.replace("FLANNEL_MTU=1430", "FLANNEL_MTU=1330")];
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = BTreeSet::new();
+                while !done.load(Ordering::Relaxed) {
+                    seen.insert(fs::read_to_string(&path).unwrap_or_else(|error| error.to_string()));
+                }
+                seen
+            });
+            let changed = ["1330", "1430", "1330"].into_iter().try_for_each(|inner| {
+                one.ip(&format!("link set eth0 mtu {}", if inner == "1330" { 1400 } else { 1500 }))?;
+                crate::await_in_subnet_env(&one, &format!("FLANNEL_MTU={inner}"))
+            });
+            done.store(true, Ordering::Relaxed);
+            let seen = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            changed?;
+            assert_eq!(seen, whole.into());
+            Ok(())
+        })
     });
 }
 

@@ -1,7 +1,7 @@
 //! Where subnets come from and how peers learn of each other: an API server without a controller manager, leases in
 //! etcd (N2, N3, N5, N18).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
 use podway_suites::{
     Cluster, FlannelCluster, KernelState, Member, Rules, SOON, Source, Subnets, complaints,
@@ -233,6 +233,11 @@ fn n5_n18_with_another_annotation_prefix_without_the_condition_and_beside_a_peer
         podway.wait_for_log("Node node-3: annotation backend-type is `host-gw`, not `vxlan`", SOON)?;
         stranger.wait_for_log("Node node-1: annotation backend-type is `vxlan`, not `host-gw`", SOON)?;
         reaches(&client, &web);
+        within(SOON, "an Event of the Node that is skipped", || {
+            let shown = plane.kubectl(&["events", "--all-namespaces", "--for", "node/node-3"])?;
+            let named = shown.contains("Warning") && shown.contains("annotation backend-type is `host-gw`");
+            if named { Ok(()) } else { Err(anyhow!(shown)) }
+        })?;
         drop(stranger);
         let _third = run(&three, &settings)?;
         podway.wait_for_log("no longer: Node node-3: annotation backend-type", SOON)?;
