@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use podway_overlay::{LinkName, Mac, Op};
+use podway_overlay::{LinkKind, LinkName, Mac, Op, Tunnel, VxlanState};
 
 /// Shared by the socket that asks and the one that watches. Nothing is kept unless somebody watches.
 #[derive(Debug, Clone, Default)]
@@ -30,8 +30,26 @@ pub(crate) struct Settings {
     pub(crate) mtu: Option<u32>,
     pub(crate) mac: Option<Mac>,
     pub(crate) up: Option<bool>,
+    pub(crate) tunnel: Option<Tunnel>,
     /// Those of IPv6 are notified when the kernel is through with them, which may be long after the request.
     pub(crate) addresses: BTreeSet<IpNet>,
+}
+
+impl Settings {
+    /// What a link of this kind was asked to become.
+    pub(crate) fn kind(&self, was: &LinkKind) -> LinkKind {
+        match (self.tunnel, was) {
+            (Some(Tunnel { local, lower, learning, .. }), LinkKind::Vxlan(found)) => {
+                LinkKind::Vxlan(VxlanState {
+                    local: Some(local),
+                    lower: Some(lower),
+                    learning,
+                    ..found.clone()
+                })
+            }
+            _ => was.clone(),
+        }
+    }
 }
 
 /// A notification to come.
@@ -94,8 +112,9 @@ impl Requests {
                     .insert(name.clone(), Settings { mtu, mac, up: Some(false), ..Settings::default() });
                 self.expected.insert(Expected::LinkAdded(name.clone()));
             }
-            Op::SetLink { name, mtu, mac } => {
+            Op::SetLink { name, mtu, mac, tunnel, .. } => {
                 let settings = self.settings(name);
+                settings.tunnel = tunnel.or(settings.tunnel);
                 settings.mtu = mtu.map(|mtu| mtu.get()).or(settings.mtu);
                 settings.mac = mac.or(settings.mac);
                 if mac.is_some() {

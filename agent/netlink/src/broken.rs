@@ -36,7 +36,9 @@ impl Broken {
                 self.neighbours.contains(&key)
                     || self.needs.get(&key).is_some_and(|fdb| self.fdb.contains(fdb))
             }
-            Op::SetSysctl(Sysctl::Forwarding(Family::V6)) => self.stranding,
+            Op::SetSysctl(Sysctl::Forwarding(Family::V6) | Sysctl::LinkForwarding(Family::V6, _)) => {
+                self.stranding
+            }
             Op::RemoveNeighbour(NeighbourKey { link, .. }) | Op::RemoveFdb(FdbKey { link, .. }, _) => {
                 self.unsettled.contains(link)
             }
@@ -50,6 +52,7 @@ impl Broken {
             Op::AddLink { name, .. }
             | Op::AddAddress(name, _)
             | Op::LinkUp(name)
+            | Op::SetLink { name, tunnel: Some(_), .. }
             | Op::RemoveLink { name, .. } => {
                 self.links.insert(name.clone());
             }
@@ -75,9 +78,14 @@ pub(crate) fn link_of(op: &Op) -> Option<&LinkName> {
         Op::LinkUp(link) | Op::AddAddress(link, _) | Op::RemoveAddress(link, _) => Some(link),
         Op::SetNeighbour(key, _) | Op::RemoveNeighbour(key) => Some(&key.link),
         Op::SetFdb(key, _) | Op::RemoveFdb(key, _) => Some(&key.link),
-        Op::SetRoute(_, route) | Op::RemoveRoute(_, route) => Some(&route.link),
+        Op::SetRoute(_, route) | Op::RemoveRoute(_, route, _) => Some(&route.link),
         Op::SetOffload(link, _) => Some(link),
-        Op::SetSysctl(Sysctl::AcceptRa(link) | Sysctl::KeepRa(link) | Sysctl::RpFilter(link)) => Some(link),
+        Op::SetSysctl(
+            Sysctl::AcceptRa(link)
+            | Sysctl::KeepRa(link)
+            | Sysctl::RpFilter(link)
+            | Sysctl::LinkForwarding(_, link),
+        ) => Some(link),
         Op::SetSysctl(Sysctl::Forwarding(_)) | Op::SetBlackhole(_) | Op::RemoveBlackhole(_) => None,
     }
 }

@@ -12,8 +12,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteProtocol,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RoutePreference,
+    RouteProtocol, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podway_overlay::{Family, IfIndex, LinkKind, LinkName, Mac, VxlanState};
@@ -31,6 +31,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) mac: Option<Mac>,
     pub(crate) up: bool,
+    /// The bridge, bond or VRF that it is in.
+    pub(crate) controller: Option<IfIndex>,
 }
 
 /// An address of a link.
@@ -48,6 +50,8 @@ pub(crate) struct Neighbour {
     pub(crate) is_fdb: bool,
     pub(crate) address: Option<IpAddr>,
     pub(crate) mac: Option<Mac>,
+    /// It is in the table of the bridge that the link is in, not in the link's own.
+    pub(crate) is_bridges: bool,
     state: u16,
 }
 
@@ -66,6 +70,9 @@ pub(crate) struct RouteEntry {
     pub(crate) kind: RouteType,
     pub(crate) protocol: RouteProtocol,
     pub(crate) priority: u32,
+    pub(crate) tos: u8,
+    /// It has attributes that none of ours has, such as an MTU, a source address or an end.
+    pub(crate) altered: bool,
     /// One, several of a multipath route, or none where packets end here or the hops are an object of their own.
     pub(crate) hops: Vec<Hop>,
 }
@@ -168,16 +175,26 @@ pub(crate) async fn routes(
     }
 }
 
+/// The route of the main table by which packets to the end of `subnet` leave, which may have another destination. `None` if there
+/// is none, or none that the kernel tells of: it keeps those to itself that lead nowhere.
+pub(crate) async fn route_to(netlink: &Netlink, subnet: &IpNet) -> Result<Option<RouteEntry>, Error> {
+    tracing::trace!(%subnet, "look a route up");
+    // The last address of the subnet: there may be routes to the first one alone, as to a gateway.
+    let mut request = request_for(subnet.broadcast());
+    request.header.flags = RouteFlags::FibMatch;
+    match netlink.ask(RouteNetlinkMessage::GetRoute(request)).await {
+        Ok(found) => Ok(found.and_then(route)),
+        Err(error) if unreachable(&error) => Ok(None),
+        Err(cause) => Err(Error::refused(format!("look up the route to {subnet}"), cause)),
+    }
+}
+
 /// The link and source address by which packets to `address` leave, as the kernel decides; `None` if they do not.
 pub(crate) async fn way_to(
     netlink: &Netlink,
     address: IpAddr,
 ) -> Result<Option<(IfIndex, Option<IpAddr>)>, Error> {
-    let mut request = RouteMessage::default();
-    request.header.address_family =
-        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    request.header.destination_prefix_length = IpNet::from(address).prefix_len();
-    request.attributes.push(RouteAttribute::Destination(address.into()));
+    let request = request_for(address);
     let message = match netlink.ask(RouteNetlinkMessage::GetRoute(request)).await {
         Ok(Some(RouteNetlinkMessage::NewRoute(message))) => message,
         Ok(_) => return Ok(None),
@@ -193,6 +210,15 @@ pub(crate) async fn way_to(
         _ => None,
     });
     Ok(link.map(|link| (link, source)))
+}
+
+fn request_for(address: IpAddr) -> RouteMessage {
+    let mut request = RouteMessage::default();
+    request.header.address_family =
+        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    request.attributes.push(RouteAttribute::Destination(address.into()));
+    request
 }
 
 fn unreachable(error: &io::Error) -> bool {
@@ -220,11 +246,13 @@ pub(crate) fn read_link(message: LinkMessage) -> Option<Link> {
         mtu: 0,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        controller: None,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(IfIndex(index)),
             LinkAttribute::Address(octets) => link.mac = mac(&octets),
             LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
             _ => {}
@@ -306,12 +334,14 @@ pub(crate) fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
         is_fdb: message.header.family == AddressFamily::Bridge,
         address: None,
         mac: None,
+        is_bridges: false,
         state: u16::from(message.header.state),
     };
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(address) => entry.address = neighbour_address(address),
             NeighbourAttribute::LinkLayerAddress(octets) => entry.mac = mac(octets),
+            NeighbourAttribute::Controller(_) => entry.is_bridges = true,
             _ => {}
         }
     }
@@ -364,8 +394,23 @@ pub(crate) fn read_route(message: &RouteMessage) -> Option<RouteEntry> {
         }
     }
     let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
-    let (kind, protocol) = (header.kind, header.protocol);
-    Some(RouteEntry { table, destination, kind, protocol, priority, hops })
+    let (kind, protocol, tos) = (header.kind, header.protocol, header.tos);
+    let altered = message.attributes.iter().any(is_additional);
+    Some(RouteEntry { table, destination, kind, protocol, priority, tos, altered, hops })
+}
+
+/// Whether an attribute is neither of those that our requests have nor one that the kernel adds to every route.
+fn is_additional(attribute: &RouteAttribute) -> bool {
+    match attribute {
+        RouteAttribute::Table(_)
+        | RouteAttribute::Destination(_)
+        | RouteAttribute::Gateway(_)
+        | RouteAttribute::Oif(_)
+        | RouteAttribute::Priority(_) => false,
+        RouteAttribute::Preference(preference) => *preference != RoutePreference::Medium,
+        RouteAttribute::CacheInfo(cache) => cache.expires != 0,
+        _ => true,
+    }
 }
 
 fn unspecified(family: Family) -> IpAddr {

@@ -425,6 +425,7 @@ mod tests {
             mtu: 1500,
             mac: None,
             up: true,
+            controller: None,
         };
         let address = |index, net: &str| Address {
             link: IfIndex(index),

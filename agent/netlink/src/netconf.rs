@@ -20,36 +20,35 @@ const ALL_LINKS: i32 = -1;
 /// A setting of one link, or of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Setting {
-    family: Family,
+    pub(crate) family: Family,
     attribute: u16,
     pub(crate) link: Option<IfIndex>,
 }
 
-/// The settings that a notification tells, each with whether its value keeps packets from being forwarded.
+/// The setting that a notification tells, with whether its value keeps packets from being forwarded.
 ///
-/// Nothing if it tells all of them: that is how the kernel greets a new link. Nor what is told of links to come.
+/// Nothing if it tells others besides: that is how the kernel greets a new link, for IPv6 without the reverse path
+/// filter (NETCONFA_ALL in inet_netconf_fill_devconf and inet6_netconf_fill_devconf). Nor what is told of links to come.
 pub(crate) fn read(payload: &[u8]) -> Option<(Setting, bool)> {
     let family = if *payload.first()? == AF_INET6 { Family::V6 } else { Family::V4 };
-    let (mut index, mut forwarding, mut rp_filter) = (None, None, None);
+    let (mut index, mut told) = (None, Vec::new());
     for attribute in NlasIterator::new(payload.get(HEADER..)?) {
         let attribute = attribute.ok()?;
         let Ok(value) = <[u8; 4]>::try_from(attribute.value()) else { continue };
         let value = i32::from_ne_bytes(value);
         match attribute.kind() {
             IFINDEX => index = Some(value),
-            FORWARDING => forwarding = Some(value),
-            RP_FILTER => rp_filter = Some(value),
-            _ => {}
+            kind => told.push((kind, value)),
         }
     }
     let link = match index? {
         ALL_LINKS => None,
         index => Some(IfIndex(u32::try_from(index).ok()?)),
     };
-    let (attribute, harmful) = match (forwarding, rp_filter) {
-        (Some(forwarding), None) => (FORWARDING, forwarding == 0),
+    let (attribute, harmful) = match told[..] {
+        [(FORWARDING, value)] => (FORWARDING, value == 0),
         // 1 is strict: a packet must come from where one to its source would go.
-        (None, Some(rp_filter)) => (RP_FILTER, rp_filter == 1),
+        [(RP_FILTER, value)] => (RP_FILTER, value == 1),
         _ => return None,
     };
     Some((Setting { family, attribute, link }, harmful))
@@ -58,6 +57,9 @@ pub(crate) fn read(payload: &[u8]) -> Option<(Setting, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MC_FORWARDING: u16 = 4;
+    const PROXY_NEIGH: u16 = 5;
 
     fn message(family: u8, attributes: &[(u16, i32)]) -> Vec<u8> {
         let mut bytes = vec![family, 0, 0, 0];
@@ -79,6 +81,8 @@ mod tests {
         let strict = message(2, &[(IFINDEX, 3), (RP_FILTER, 1)]);
         assert_eq!(read(&strict), Some((setting(Family::V4, RP_FILTER, Some(IfIndex(3))), true)));
         let greeting = message(2, &[(IFINDEX, 3), (FORWARDING, 0), (RP_FILTER, 1)]);
+        assert_eq!(read(&greeting), None);
+        let greeting = message(10, &[(IFINDEX, 3), (FORWARDING, 0), (MC_FORWARDING, 0), (PROXY_NEIGH, 0)]);
         assert_eq!(read(&greeting), None);
         let default = message(2, &[(IFINDEX, -2), (FORWARDING, 0)]);
         assert_eq!(read(&default), None);

@@ -1,12 +1,11 @@
 //! The one door to the kernel.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
-use podway_overlay::{ExternalInterface, Host, LinkName, Observed, Op, Settings};
+use podway_overlay::{ExternalInterface, Host, Observed, Op, Settings, Sought};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use tokio::sync::Mutex;
@@ -61,10 +60,10 @@ impl Netlink {
         external::resolve(choice, &external::look(self, choice).await?)
     }
 
-    /// Reads what of the pod network is in the kernel: links with our mark or of these names and what is on them,
+    /// Reads what of the pod network is in the kernel: links with our mark or these names and what is on them,
     /// routes of our protocol number, and the kernel settings that matter.
-    pub async fn observe(&self, names: &BTreeSet<LinkName>) -> Result<Observed, Error> {
-        observe::observe(self, names).await
+    pub async fn observe(&self, sought: &Sought) -> Result<Observed, Error> {
+        observe::observe(self, sought).await
     }
 
     /// Carries out steps in their order. A step that fails does not stop those that have nothing to do with it; see
@@ -76,7 +75,7 @@ impl Netlink {
 
     /// Removes our routes and the links with our mark, and nothing else (contract N20).
     pub async fn remove_all(&self) -> Result<Report, Error> {
-        let observed = self.observe(&BTreeSet::new()).await?;
+        let observed = self.observe(&Sought::default()).await?;
         Ok(self.run(&podway_overlay::removal(&observed)).await)
     }
 

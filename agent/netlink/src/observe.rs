@@ -1,25 +1,27 @@
 //! What of the pod network is in the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
 use netlink_packet_route::route::{RouteProtocol, RouteType};
 use podway_overlay::{
-    Family, FdbKey, IfIndex, LinkKind, LinkName, LinkState, Mtu, NeighbourKey, Observed, Route, Sysctl,
+    Family, FdbKey, IfIndex, LinkKind, LinkName, LinkState, Mtu, NeighbourKey, Observed, Route, Sought,
+    Sysctl,
 };
 
 use crate::dump::{self, Hop, Link, RouteEntry, Routes};
 use crate::error::Error;
 use crate::external::is_link_local;
 use crate::netlink::Netlink;
+use crate::render::default_priority;
 use crate::{LINK_ALIAS, ROUTE_PROTOCOL};
 
-pub(crate) async fn observe(netlink: &Netlink, names: &BTreeSet<LinkName>) -> Result<Observed, Error> {
+pub(crate) async fn observe(netlink: &Netlink, sought: &Sought) -> Result<Observed, Error> {
     let links = dump::links(netlink).await?;
     let all: BTreeMap<IfIndex, LinkName> = links.iter().map(|link| (link.index, link.name.clone())).collect();
     let mut observed = Observed::default();
-    for link in links.iter().filter(|link| is_ours(link) || names.contains(&link.name)) {
+    for link in links.iter().filter(|link| is_ours(link) || sought.links.contains(&link.name)) {
         add_link(netlink, link, &mut observed).await?;
         add_rows(netlink, link, &mut observed).await?;
     }
@@ -28,12 +30,15 @@ pub(crate) async fn observe(netlink: &Netlink, names: &BTreeSet<LinkName>) -> Re
             if entry.kind == RouteType::BlackHole {
                 observed.blackholes.insert(entry.destination);
             }
-            let Some(hop) = entry.only_hop() else { continue };
+            let Some(hop) = entry.only_hop().filter(|_| is_plain(&entry)) else { continue };
             if let Some(route) = all.get(&hop.link).and_then(|link| route(hop, link)) {
                 observed.rows.routes.insert(entry.destination, route);
+                observed.altered_routes.extend(entry.altered.then_some(entry.destination));
             }
         }
         read_sysctl(Sysctl::Forwarding(family), &mut observed);
+        let settings = sought.external.clone().into_iter().chain(LinkName::new("default").ok());
+        settings.for_each(|of| read_sysctl(Sysctl::LinkForwarding(family, of), &mut observed));
     }
     for of in ["all", "default"].into_iter().filter_map(|of| LinkName::new(of).ok()) {
         read_sysctl(Sysctl::RpFilter(of), &mut observed);
@@ -68,6 +73,7 @@ async fn add_link(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
         mtu: Mtu::new(link.mtu).map_err(unusable)?,
         mac: link.mac,
         up: link.up,
+        enslaved: link.controller.is_some(),
         ours: is_ours(link),
         addresses: lasting.map(|address| address.net).collect(),
         offload: netlink.ethtool().and_then(|ethtool| ethtool.offload(link.index).ok()),
@@ -75,6 +81,9 @@ async fn add_link(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
     observed.links.insert(link.name.clone(), state);
     read_sysctl(Sysctl::AcceptRa(link.name.clone()), observed);
     read_sysctl(Sysctl::RpFilter(link.name.clone()), observed);
+    for family in Family::BOTH {
+        read_sysctl(Sysctl::LinkForwarding(family, link.name.clone()), observed);
+    }
     Ok(())
 }
 
@@ -104,6 +113,11 @@ async fn add_rows(netlink: &Netlink, link: &Link, observed: &mut Observed) -> Re
         }
     }
     Ok(())
+}
+
+/// Whether it can be ours, which have no metric or type of service of their own: another one is somebody's beside it.
+pub(crate) fn is_plain(entry: &RouteEntry) -> bool {
+    entry.tos == 0 && entry.priority == default_priority(&entry.destination)
 }
 
 /// flannel's routes have no number of their own, but a shape: the gateway is the first address of the subnet.

@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use podway_overlay::{Family, IfIndex, LinkName, Mac, Mtu, Route, VxlanLink};
+use podway_overlay::{Family, IfIndex, LinkName, Mac, Mtu, Route, Tunnel, VxlanLink, Whose};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
@@ -42,8 +42,26 @@ pub(crate) fn add_link(name: &LinkName, link: &VxlanLink) -> Request {
     (RouteNetlinkMessage::NewLink(builder.build()), ADD)
 }
 
-pub(crate) fn set_link(index: IfIndex, mtu: Option<Mtu>, mac: Option<Mac>) -> Request {
+/// Makes the link ours.
+pub(crate) fn mark(index: IfIndex) -> Request {
+    change(LinkUnspec::new_with_index(index.0).alias(LINK_ALIAS))
+}
+
+/// The ends of the tunnels are set first, by the kernel's own order (rtnl_newlink).
+pub(crate) fn set_link(
+    index: IfIndex,
+    mtu: Option<Mtu>,
+    mac: Option<Mac>,
+    tunnel: Option<&Tunnel>,
+    release: bool,
+) -> Request {
     let mut builder = LinkUnspec::new_with_index(index.0).alias(LINK_ALIAS);
+    if let Some(tunnel) = tunnel {
+        builder = builder.append_extra_attribute(LinkAttribute::LinkInfo(ends(tunnel)));
+    }
+    if release {
+        builder = builder.nocontroller();
+    }
     if let Some(mtu) = mtu {
         builder = builder.mtu(mtu.get());
     }
@@ -51,6 +69,20 @@ pub(crate) fn set_link(index: IfIndex, mtu: Option<Mtu>, mac: Option<Mac>) -> Re
         builder = builder.address(mac.octets().to_vec());
     }
     change(builder)
+}
+
+fn ends(tunnel: &Tunnel) -> Vec<LinkInfo> {
+    let local = match tunnel.local {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    };
+    let ends = vec![
+        InfoVxlan::Id(tunnel.vni.get()),
+        InfoVxlan::Link(tunnel.lower.0),
+        local,
+        InfoVxlan::Learning(tunnel.learning),
+    ];
+    vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(ends))]
 }
 
 pub(crate) fn link_up(index: IfIndex) -> Request {
@@ -105,10 +137,16 @@ pub(crate) fn replace_route(index: IfIndex, subnet: &IpNet, route: &Route) -> Re
     (RouteNetlinkMessage::NewRoute(new_route(index, subnet, route)), SET)
 }
 
-/// Whoever made it: the step names a route of ours, or one that flannel left on a link that is ours now.
-pub(crate) fn remove_route(index: IfIndex, subnet: &IpNet, route: &Route) -> Request {
+/// By its protocol and metric: others may have routes that lead the same way. IPv4 takes metric 0 for any, but comes
+/// upon the least one first (fib_table_delete).
+pub(crate) fn remove_route(index: IfIndex, subnet: &IpNet, route: &Route, whose: Whose) -> Request {
     let mut message = route_message(index, subnet, route);
     message.header.scope = RouteScope::NoWhere;
+    message.header.protocol = match whose {
+        Whose::Ours => ROUTE_PROTOCOL.into(),
+        Whose::Flannels => RouteProtocol::Boot,
+    };
+    message.attributes.push(RouteAttribute::Priority(default_priority(subnet)));
     (RouteNetlinkMessage::DelRoute(message), CHANGE)
 }
 
@@ -213,6 +251,14 @@ fn route_message(index: IfIndex, subnet: &IpNet, route: &Route) -> RouteMessage 
     message.attributes.push(RouteAttribute::Gateway(route.via.into()));
     message.attributes.push(RouteAttribute::Oif(index.0));
     message
+}
+
+/// The metric of a route that was given none.
+pub(crate) fn default_priority(subnet: &IpNet) -> u32 {
+    match Family::of(subnet) {
+        Family::V4 => 0,
+        Family::V6 => 1024,
+    }
 }
 
 fn family(address: IpAddr) -> AddressFamily {

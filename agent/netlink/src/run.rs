@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::{fs, io, mem};
 
 use ipnet::IpNet;
-use netlink_packet_route::route::RouteType;
+use netlink_packet_route::route::{RouteProtocol, RouteType};
 use nix::errno::Errno;
 use podway_overlay::{
     Family, IfIndex, LinkKind, LinkName, Op, PerFamily, Route, Sysctl, VxlanLink, VxlanState, WhyRemoved,
@@ -16,7 +16,7 @@ use crate::broken::{Broken, link_of};
 use crate::dump::{self, Link, RouteEntry, Routes};
 use crate::error::{Error, PortUser};
 use crate::netlink::Netlink;
-use crate::observe::{flannels_hop, sysctl_path};
+use crate::observe::{flannels_hop, is_plain, sysctl_path};
 use crate::render::{self, Request};
 
 /// What came of the steps.
@@ -47,6 +47,7 @@ pub(crate) async fn run(netlink: &Netlink, ops: &[Op]) -> Report {
         netlink,
         indexes: BTreeMap::new(),
         routes: PerFamily::default(),
+        asked_for: 0,
         broken: Broken::default(),
         report: Report::default(),
     };
@@ -71,11 +72,16 @@ fn is_row(op: &Op) -> bool {
     )
 }
 
+/// To list thousands of routes takes as long as to ask for some dozens.
+const AT_MOST_ASKED_FOR: usize = 32;
+
 struct Run<'a> {
     netlink: &'a Netlink,
     indexes: BTreeMap<LinkName, IfIndex>,
-    /// The routes that stood when one of them was first in the way: one list serves a whole run.
+    /// The routes that stood when many had been in the way: one list serves a whole run.
     routes: PerFamily<Option<BTreeMap<IpNet, Vec<RouteEntry>>>>,
+    /// How many of them the kernel was asked for one by one.
+    asked_for: usize,
     broken: Broken,
     report: Report,
 }
@@ -175,7 +181,7 @@ impl Run<'_> {
                 let Some(index) = self.index(name).await? else {
                     return Err(Error::NoLink { operation: op.to_string(), link: name.clone() });
                 };
-                self.ask(op, render::set_link(index, None, None)).await
+                self.ask(op, render::mark(index)).await
             }
             Op::RemoveLink { name, why } => {
                 self.indexes.clear();
@@ -202,9 +208,22 @@ impl Run<'_> {
             }
             (Op::AddLink { name, link }, Refusal::Exists) => self.explain_link(op, name, link, cause).await,
             (Op::AddLink { link, .. }, Refusal::Forbidden) => self.explain_ipv6(op, link, cause).await,
+            (Op::SetLink { name, tunnel: Some(_), .. }, _) => self.give_up(op, name, cause).await,
             (Op::LinkUp(name), Refusal::InUse) => self.explain_port(op, name, cause).await,
             _ => Err(Error::refused(op, cause)),
         }
+    }
+
+    /// A kernel that cannot change a link in place has it made again, by the steps that follow upon this failure.
+    async fn give_up(&mut self, op: &Op, name: &LinkName, cause: io::Error) -> Result<(), Error> {
+        let refused = Error::refused(op, cause);
+        let Some(index) = self.index(name).await? else { return Err(refused) };
+        let why = WhyRemoved::Unfit(refused.to_string());
+        let removal = Op::RemoveLink { name: name.clone(), why };
+        self.netlink.asked().note(std::slice::from_ref(&removal));
+        self.ask(&removal, render::remove_link(index)).await?;
+        self.finish(&removal).await?;
+        Err(refused)
     }
 
     /// The link may be there as wanted, left by an earlier try; else another one has the VNI on this port.
@@ -264,11 +283,12 @@ impl Run<'_> {
             return Err(Error::NoLink { operation: op.to_string(), link: route.link.clone() });
         };
         // The kernel has one, for it refused ours: if the list has none, the list is old.
-        if !self.routes_to(subnet).await?.iter().any(in_the_way) {
+        let mut routes = self.routes_to(subnet).await?;
+        if !routes.iter().any(is_plain) {
             *self.routes.get_mut(Family::of(subnet)) = None;
+            routes = self.routes_to(subnet).await?;
         }
-        let routes = self.routes_to(subnet).await?;
-        let foreign = |entry: &&RouteEntry| in_the_way(entry) && !self.is_replaceable(entry, route, index);
+        let foreign = |entry: &&RouteEntry| is_plain(entry) && !self.is_replaceable(entry, route, index);
         if let Some(entry) = routes.iter().find(foreign) {
             return Err(Error::ForeignRoute { subnet: *subnet, found: self.describe(entry) });
         }
@@ -306,9 +326,22 @@ impl Run<'_> {
         }
     }
 
-    /// The routes to this very destination, whatever their metric.
+    /// The routes to this very destination, whatever their metric; at least the one that is in the way of ours.
+    ///
+    /// The kernel is asked for it alone, so that a change costs the same whatever the number of routes (contract N17);
+    /// for a list where that does not tell, and where many are in the way.
     async fn routes_to(&mut self, subnet: &IpNet) -> Result<Vec<RouteEntry>, Error> {
         let family = Family::of(subnet);
+        if self.routes.get(family).is_none() && self.asked_for < AT_MOST_ASKED_FOR {
+            self.asked_for += 1;
+            let found = dump::route_to(self.netlink, subnet).await?;
+            let tells = |entry: &RouteEntry| {
+                entry.destination == *subnet && is_plain(entry) && entry.only_hop().is_some()
+            };
+            if let Some(entry) = found.filter(tells) {
+                return Ok(vec![entry]);
+            }
+        }
         if self.routes.get(family).is_none() {
             let mut routes: BTreeMap<IpNet, Vec<RouteEntry>> = BTreeMap::new();
             for entry in dump::routes(self.netlink, family, Routes::All).await? {
@@ -334,13 +367,16 @@ impl Run<'_> {
         words.join(" ")
     }
 
-    /// Whether the route is ours, leads the very way that ours is to lead, stands on the VXLAN link where ours belongs,
-    /// or is one that flannel left there.
+    /// Whether the route is ours, or may be one of flannel's: those have the protocol of routes of which nobody said
+    /// whose they are, and lead the very way that ours is to lead, or stand on the VXLAN link where ours belongs or
+    /// flannel's did.
     fn is_replaceable(&self, entry: &RouteEntry, wanted: &Route, link: IfIndex) -> bool {
         if u8::from(entry.protocol) == ROUTE_PROTOCOL {
             return true;
         }
-        let Some(hop) = entry.only_hop() else { return false };
+        let Some(hop) = entry.only_hop().filter(|_| entry.protocol == RouteProtocol::Boot) else {
+            return false;
+        };
         let flannels = || {
             let name = self.indexes.iter().find(|(_, index)| **index == hop.link);
             flannels_hop(entry).is_some()
@@ -382,7 +418,9 @@ impl Refusal {
 
 fn request_on(op: &Op, index: IfIndex) -> Option<Request> {
     Some(match op {
-        Op::SetLink { mtu, mac, .. } => render::set_link(index, *mtu, *mac),
+        Op::SetLink { mtu, mac, tunnel, release, .. } => {
+            render::set_link(index, *mtu, *mac, tunnel.as_ref(), *release)
+        }
         Op::LinkUp(_) => render::link_up(index),
         Op::RemoveLink { .. } => render::remove_link(index),
         Op::AddAddress(_, address) => render::add_address(index, address),
@@ -392,7 +430,7 @@ fn request_on(op: &Op, index: IfIndex) -> Option<Request> {
         Op::SetFdb(key, underlay) => render::set_fdb(index, key.mac, *underlay),
         Op::RemoveFdb(key, underlay) => render::remove_fdb(index, key.mac, *underlay),
         Op::SetRoute(subnet, route) => render::add_route(index, subnet, route),
-        Op::RemoveRoute(subnet, route) => render::remove_route(index, subnet, route),
+        Op::RemoveRoute(subnet, route, whose) => render::remove_route(index, subnet, route, *whose),
         Op::AddLink { .. }
         | Op::SetSysctl(_)
         | Op::SetOffload(..)
@@ -419,11 +457,6 @@ fn is_harmless(op: &Op) -> bool {
     matches!(op, Op::SetSysctl(Sysctl::AcceptRa(_) | Sysctl::RpFilter(_)) | Op::SetOffload(..))
 }
 
-/// Whether the kernel will not have one of ours beside it.
-fn in_the_way(entry: &RouteEntry) -> bool {
-    entry.priority == default_priority(&entry.destination)
-}
-
 /// The same error once more.
 fn again(cause: &io::Error) -> io::Error {
     match cause.raw_os_error() {
@@ -440,7 +473,7 @@ fn write_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
         Ok(()) => {
             match sysctl {
                 Sysctl::AcceptRa(_) | Sysctl::RpFilter(_) => {}
-                Sysctl::Forwarding(_) => tracing::info!("{path} is now {value}"),
+                Sysctl::Forwarding(_) | Sysctl::LinkForwarding(..) => tracing::info!("{path} is now {value}"),
                 Sysctl::KeepRa(link) => tracing::info!(
                     "{path} is now {value}: {link} keeps its default route when forwarding is switched on"
                 ),
@@ -451,14 +484,6 @@ fn write_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
             Ok(())
         }
         Err(cause) => Err(Error::Sysctl { path, value, cause }),
-    }
-}
-
-/// The metric of a route that was given none.
-fn default_priority(subnet: &IpNet) -> u32 {
-    match Family::of(subnet) {
-        Family::V4 => 0,
-        Family::V6 => 1024,
     }
 }
 

@@ -12,7 +12,7 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use podway_overlay::{IfIndex, LinkName};
+use podway_overlay::{Family, IfIndex, LinkName};
 
 use crate::asked::{Asked, Expected, Requests, Settings};
 use crate::dump::{self, Address, Link, Neighbour, RouteEntry};
@@ -64,15 +64,16 @@ pub struct Followed {
 /// The links as the notifications so far have them, and what of them is still to be judged.
 ///
 /// What is judged is the difference between two moments at which every notification was read, since on the way from
-/// one state to the next a link passes through others.
+/// one state to the next a link passes through others. Only what it lost on the way counts by itself: routes went with
+/// it, and they do not come back as the link does.
 #[derive(Debug, Default)]
 pub(crate) struct View {
     followed: Followed,
     port: u32,
     asked: Asked,
     links: BTreeMap<IfIndex, Known>,
-    /// The links that were notified, as they were when last judged.
-    touched: BTreeMap<IfIndex, Option<Known>>,
+    /// The links that were notified.
+    touched: BTreeMap<IfIndex, Touched>,
     /// Our links of which entries have changed. If the link itself is gone, its entries do not count.
     entries: BTreeSet<IfIndex>,
     /// Settings that were changed, and whether to a value that harms.
@@ -84,6 +85,15 @@ pub(crate) struct View {
 struct Known {
     link: Link,
     addresses: BTreeMap<IpNet, Flags>,
+}
+
+/// What happened to a link since it was last judged.
+#[derive(Debug)]
+struct Touched {
+    /// As it was then.
+    before: Option<Known>,
+    /// It went down, went, or lost an address while it was up, whatever came afterwards.
+    dropped: bool,
 }
 
 /// The table of this machine's own addresses (RT_TABLE_LOCAL).
@@ -157,8 +167,8 @@ impl View {
     /// Judges what was noted since the last time.
     pub(crate) fn judge(&mut self) -> Drift {
         let mut drift = std::mem::take(&mut self.drift);
-        for (index, before) in std::mem::take(&mut self.touched) {
-            drift |= self.judge_link(before.as_ref(), self.links.get(&index));
+        for (index, touched) in std::mem::take(&mut self.touched) {
+            drift |= self.judge_link(&touched, self.links.get(&index));
         }
         for index in std::mem::take(&mut self.entries) {
             drift.overlay |= self.links.get(&index).is_some_and(|known| self.is_ours(known));
@@ -166,12 +176,15 @@ impl View {
         for (setting, harmful) in std::mem::take(&mut self.settings) {
             let of_pods = |known: &Known| !self.is_ours(known) && !self.is_hosts(known);
             let matters = setting.link.is_none_or(|link| !self.links.get(&link).is_none_or(of_pods));
-            drift.settings |= harmful && matters;
+            let mut networks = self.followed.pod_networks.iter();
+            let has_pods = networks.any(|network| Family::of(network) == setting.family);
+            drift.settings |= harmful && matters && has_pods;
         }
         drift
     }
 
-    fn judge_link(&self, before: Option<&Known>, after: Option<&Known>) -> Drift {
+    fn judge_link(&self, touched: &Touched, after: Option<&Known>) -> Drift {
+        let before = touched.before.as_ref();
         let either = |is: &dyn Fn(&Known) -> bool| before.is_some_and(is) || after.is_some_and(is);
         if either(&|known| self.is_ours(known)) {
             let overlay = self.asked.with(|requests| is_strange(requests, before, after));
@@ -185,8 +198,7 @@ impl View {
             _ => true,
         };
         // With a link or an address the kernel removes routes, without a word in the case of IPv4.
-        let routes =
-            before.is_some_and(|before| before.link.up && after.is_none_or(|after| before.loses(after)));
+        let routes = touched.dropped;
         Drift { interfaces, host_routes: routes, overlay: routes, settings: false }
     }
 
@@ -196,7 +208,7 @@ impl View {
             return;
         }
         let Some(link) = dump::read_link(message) else { return };
-        self.touch(link.index);
+        self.touch(link.index, !link.up);
         let addresses = self.links.remove(&link.index).map(|known| known.addresses).unwrap_or_default();
         self.links.insert(link.index, Known { link, addresses });
     }
@@ -204,14 +216,14 @@ impl View {
     fn remove_link(&mut self, message: &LinkMessage) {
         if message.header.interface_family != AddressFamily::Bridge {
             let index = IfIndex(message.header.index);
-            self.touch(index);
+            self.touch(index, true);
             self.links.remove(&index);
         }
     }
 
     fn set_address(&mut self, message: &AddressMessage) {
         let Some(address) = dump::read_address(message) else { return };
-        self.touch(address.link);
+        self.touch(address.link, false);
         if let Some(known) = self.links.get_mut(&address.link) {
             known.addresses.insert(address.net, address.flags & TELLING);
         }
@@ -219,15 +231,19 @@ impl View {
 
     fn remove_address(&mut self, message: &AddressMessage) {
         let Some(address) = dump::read_address(message) else { return };
-        self.touch(address.link);
+        self.touch(address.link, true);
         if let Some(known) = self.links.get_mut(&address.link) {
             known.addresses.remove(&address.net);
         }
     }
 
-    fn touch(&mut self, index: IfIndex) {
+    /// Notes that a link is about to change; with `loss` to one that keeps less, if it was up.
+    fn touch(&mut self, index: IfIndex, loss: bool) {
         let before = self.links.get(&index);
-        self.touched.entry(index).or_insert_with(|| before.cloned());
+        let loses = loss && before.is_some_and(|known| known.link.up);
+        let touched =
+            self.touched.entry(index).or_insert_with(|| Touched { before: before.cloned(), dropped: false });
+        touched.dropped |= loses;
     }
 
     /// What the kernel makes by itself is not lasting: an address that it looks for, or has looked for in vain.
@@ -243,6 +259,10 @@ impl View {
 
     fn remove_neighbour(&mut self, message: &NeighbourMessage) {
         let entry = dump::read_neighbour(message);
+        // What the link has learnt ages.
+        if entry.is_fdb && !entry.is_permanent() {
+            return;
+        }
         self.note_entry(&entry, |link| match entry.is_fdb {
             true => Some(Expected::FdbRemoved(link, entry.mac?, entry.address?)),
             false => Some(Expected::NeighbourRemoved(link, entry.address?)),
@@ -251,7 +271,7 @@ impl View {
 
     fn note_entry(&mut self, entry: &Neighbour, expected: impl Fn(LinkName) -> Option<Expected>) {
         let Some(known) = self.links.get(&entry.link).filter(|known| self.is_ours(known)) else { return };
-        if !entry.is_fdb && entry.address.is_none_or(|address| address.is_multicast()) {
+        if entry.is_bridges || !entry.is_fdb && entry.address.is_none_or(|address| address.is_multicast()) {
             return;
         }
         let name = &known.link.name;
@@ -309,11 +329,6 @@ impl Known {
         };
         facts(self) != facts(after)
     }
-
-    fn loses(&self, after: &Self) -> bool {
-        (self.link.up && !after.link.up)
-            || self.addresses.keys().any(|address| !after.addresses.contains_key(address))
-    }
 }
 
 /// Whether one of our links is not as it was or as we asked for it to be.
@@ -334,7 +349,8 @@ fn is_strange(requests: &mut Requests, before: Option<&Known>, after: Option<&Kn
     unexpected
         || (link.mtu, link.mac, link.up) != (mtu, mac, up)
         || !marked
-        || (&link.kind, name) != (&was.link.kind, &was.link.name)
+        || (&link.kind, name) != (&asked.kind(&was.link.kind), &was.link.name)
+        || link.controller.is_some() && link.controller != was.link.controller
         || has_strange_addresses(requests, name, &was.addresses, &after.addresses)
 }
 

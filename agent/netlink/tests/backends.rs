@@ -126,7 +126,7 @@ fn n7_a_changed_mtu_of_the_interface_reaches_the_links_under_traffic() {
 }
 
 #[test]
-fn n8_a_new_address_and_a_new_interface_make_the_link_anew_with_its_mac() {
+fn n8_a_new_address_is_taken_in_place_and_a_new_interface_makes_the_link_anew_with_its_mac() {
     let pair = Pair::new();
     let ours = &pair.nodes[0];
     let settings = Settings { peering: Peering::Annotated, ..settings(1) };
@@ -135,11 +135,15 @@ fn n8_a_new_address_and_a_new_interface_make_the_link_anew_with_its_mac() {
     let mac = || ours.observe(&Overlay::new(settings.clone()).unwrap()).links[&link("flannel.1")].mac;
     let before = mac();
 
+    let index = || ours.observe(&Overlay::new(settings.clone()).unwrap()).links[&link("flannel.1")].index;
+    let same = index();
     ours.ip("addr del 192.0.2.1/24 dev eth0");
     ours.ip("addr add 192.0.2.77/24 dev eth0");
     overlay.set_host(ours.host(&settings));
     assert_eq!(overlay.annotations()["public-ip"], "192.0.2.77");
-    ours.reconcile(&mut overlay);
+    let ops = ours.reconcile(&mut overlay);
+    assert!(matches!(ops[..], [Op::SetLink { tunnel: Some(_), .. }]), "the rest stands: {ops:?}");
+    assert_eq!((ours.observe(&overlay).rows, index()), (overlay.plan().rows, same));
     assert!(ours.ip("-d link show flannel.1").contains("local 192.0.2.77"));
     assert_eq!(mac(), before);
 

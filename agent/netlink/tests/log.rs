@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Sender};
 
-use podway_overlay::{Node, Op};
-use support::{Namespace, Pair, net, overlay};
+use podway_overlay::{Node, Op, Peering, Settings};
+use support::{Namespace, Pair, configured, net, overlay};
 
 #[test]
 fn the_log_warns_of_a_link_that_is_made_again_and_says_why() {
@@ -51,6 +51,29 @@ fn n17_all_of_flannels_routes_are_taken_over_by_one_list() {
     let observed = node.observe(&overlay);
     assert_eq!(observed.rows, overlay.plan().rows);
     assert!(observed.rows.routes.len() > usize::from(PEERS) && observed.flannel_routes.is_empty());
+}
+
+#[test]
+fn n17_a_changed_route_costs_no_list_of_the_others() {
+    let pair = Pair::new();
+    let node = &pair.nodes[0];
+    let settings = |direct_routing| Settings {
+        direct_routing,
+        ..Settings::new("node-1", vec![net("10.244.0.0/16"), net("fd00::/48")], Peering::Derived)
+    };
+    let mut tunnelled = configured(node, settings(false));
+    node.reconcile(&mut tunnelled);
+    let mut direct = configured(node, settings(true));
+    for overlay in [&mut direct, &mut tunnelled] {
+        let ops = overlay.reconcile(&node.observe(overlay));
+        let changed = ops.iter().filter(|op| matches!(op, Op::SetRoute(..))).count();
+        assert_eq!(changed, 2, "one of each family: {ops:?}");
+        let log = logged(node, &ops);
+        let lines = |what| log.lines().filter(|line| line.contains(what)).count();
+        assert_eq!(lines("list routes"), 0, "{log}");
+        assert!((2..=4).contains(&lines("look a route up")), "{log}");
+        assert_eq!(node.observe(overlay).rows, overlay.plan().rows);
+    }
 }
 
 /// Carries the steps out and gives back what was logged meanwhile.

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use podway_netlink::{Drift, Followed, Netlink, Watch};
-use podway_overlay::Overlay;
-use support::{Namespace, Pair, feed, net, node};
+use podway_overlay::{Backend, Overlay, Peering, Settings};
+use support::{Namespace, Pair, configured, feed, net, node, overlay};
 use tokio::time::timeout;
 
 /// After so long without a notification there is none to come.
@@ -60,6 +60,14 @@ fn n13_whatever_somebody_does_to_what_is_ours_is_noticed() {
             ("route del 10.244.2.0/24", OVERLAY),
             ("-6 route del fd00:0:0:2::/64", OVERLAY),
             ("route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink mtu 1300 proto 105", OVERLAY),
+            (
+                "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink src 192.0.2.1 proto 105",
+                OVERLAY,
+            ),
+            (
+                "-6 route change fd00:0:0:2::/64 via fd00:0:0:2:: dev flannel-v6.1 onlink mtu 1300 proto 105",
+                OVERLAY,
+            ),
             ("neigh del 10.244.2.0 dev flannel.1", OVERLAY),
             ("neigh replace 10.244.2.0 lladdr 0a:00:00:00:00:09 dev flannel.1", OVERLAY),
             ("-6 neigh del fd00:0:0:2:: dev flannel-v6.1", OVERLAY),
@@ -70,6 +78,9 @@ fn n13_whatever_somebody_does_to_what_is_ours_is_noticed() {
             ("link set flannel.1 address 0a:00:00:00:00:01", OVERLAY),
             ("link set flannel.1 alias theirs", OVERLAY),
             ("link set flannel.1 type vxlan learning", OVERLAY),
+            ("link set flannel.1 type vxlan id 1 local 192.0.2.77", OVERLAY),
+            ("link add br7 address 02:00:00:00:00:07 type bridge", NOTHING),
+            ("link set flannel.1 master br7", OVERLAY),
             ("link set flannel.1 down", OVERLAY),
             ("link del flannel.1", OVERLAY),
             ("link del flannel-v6.1", OVERLAY),
@@ -87,6 +98,7 @@ fn n13_a_forwarding_entry_that_somebody_removes_changes_or_adds_is_noticed() {
         assert_eq!(drift(&mut watch).await, NOTHING);
         let shown = pair.nodes[0].bridge("fdb show dev flannel.1");
         let mac = shown.split_whitespace().next().unwrap().to_owned();
+        let before = state(&pair.nodes[0]);
         for words in [
             format!("fdb del {mac} dev flannel.1 dst 192.0.2.2 self"),
             format!("fdb replace {mac} dev flannel.1 dst 192.0.2.77 self permanent"),
@@ -96,7 +108,24 @@ fn n13_a_forwarding_entry_that_somebody_removes_changes_or_adds_is_noticed() {
             assert_eq!(drift(&mut watch).await, OVERLAY, "{words}");
             reconcile(&netlink, &mut overlay).await;
             assert_eq!(drift(&mut watch).await, NOTHING, "{words}: repaired");
+            assert_eq!(state(&pair.nodes[0]), before, "{words}: repaired");
         }
+    });
+}
+
+#[test]
+fn n13_forwarding_entries_that_a_learning_link_forgets_are_nobodys_doing() {
+    let pair = Pair::new();
+    let host = &pair.nodes[0];
+    let networks = vec![net("10.244.0.0/16"), net("fd00::/48")];
+    let settings = Settings { learning: true, ..Settings::new("node-1", networks, Peering::Derived) };
+    let mut overlay = configured(host, settings);
+    watching(&pair, async |netlink, mut watch| {
+        reconcile(&netlink, &mut overlay).await;
+        assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING);
+        host.bridge("fdb add 0a:00:00:00:00:09 dev flannel.1 dst 192.0.2.9 self dynamic");
+        host.bridge("fdb del 0a:00:00:00:00:09 dev flannel.1 dst 192.0.2.9 self");
+        assert_eq!(drift(&mut watch).await, NOTHING);
     });
 }
 
@@ -133,6 +162,42 @@ fn n7_n8_changes_of_the_machines_own_interfaces_are_noticed() {
 }
 
 #[test]
+fn n13_direct_routes_are_back_after_the_interface_flaps_within_one_burst() {
+    for backend in [Backend::HostGw, Backend::Vxlan] {
+        let pair = Pair::new();
+        let host = &pair.nodes[0];
+        // IPv6 has its addresses taken with the link, and nobody gives them back.
+        let networks = vec![net("10.244.0.0/16")];
+        let settings = Settings {
+            backend,
+            direct_routing: backend == Backend::Vxlan,
+            ..Settings::new("node-1", networks, Peering::Derived)
+        };
+        let mut overlay = configured(host, settings);
+        watching(&pair, async |netlink, mut watch| {
+            reconcile(&netlink, &mut overlay).await;
+            assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING);
+            let before = host.ip("-4 route");
+            assert!(before.contains("10.244.2.0/24 via 192.0.2.2 dev eth0 proto 105"), "{before}");
+            for round in 0..4 {
+                for flap in [
+                    "link set eth0 down\nlink set eth0 up\n",
+                    "addr del 192.0.2.1/24 dev eth0\naddr add 192.0.2.1/24 dev eth0\n",
+                ] {
+                    host.ip_batch(flap);
+                    assert!(!host.ip("-4 route").contains("proto 105"), "the kernel drops the routes");
+                    let noticed = drift(&mut watch).await;
+                    assert!(noticed.overlay && noticed.host_routes, "round {round}, {flap}: {noticed:?}");
+                    reconcile(&netlink, &mut overlay).await;
+                    assert_eq!(host.ip("-4 route"), before, "round {round}, {flap}");
+                    assert_eq!(drift(&mut watch).await, NOTHING, "round {round}, {flap}: repaired");
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn n6_changes_of_the_machines_own_routes_are_noticed() {
     each_gives(
         &[
@@ -162,12 +227,36 @@ fn n19_switched_off_forwarding_and_strict_filtering_are_noticed() {
             ("ipv4/ip_forward=1", NOTHING),
             ("ipv6/conf/all/forwarding=0", SETTINGS),
             ("ipv6/conf/all/forwarding=1", NOTHING),
+            ("ipv4/conf/eth0/forwarding=0", SETTINGS),
+            ("ipv4/conf/flannel.1/forwarding=0", SETTINGS),
+            ("ipv6/conf/eth0/forwarding=0", SETTINGS),
+            ("ipv6/conf/flannel-v6.1/forwarding=0", SETTINGS),
             ("ipv4/conf/all/rp_filter=1", SETTINGS),
             ("ipv4/conf/all/rp_filter=2", NOTHING),
             ("ipv4/conf/flannel.1/rp_filter=1", SETTINGS),
         ],
         set,
     );
+}
+
+#[test]
+fn n19_settings_of_a_family_without_pods_and_the_greeting_of_a_new_link_are_nobodys_doing() {
+    let pair = Pair::new();
+    let host = &pair.nodes[0];
+    let mut overlay = overlay(host, 1, &["10.244.0.0/16"]);
+    let followed =
+        Followed { links: overlay.link_names(), pod_networks: vec![net("10.244.0.0/16"), net("fd00::/48")] };
+    let v4_only = Followed { pod_networks: vec![net("10.244.0.0/16")], ..followed.clone() };
+    host.netlink(|netlink| async move {
+        let mut watch = Watch::open(&netlink, followed).await.unwrap();
+        reconcile(&netlink, &mut overlay).await;
+        assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING, "the kernel greets flannel.1");
+        watch.follow(v4_only);
+        for value in ["1", "0"] {
+            host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", value).unwrap());
+            assert_eq!(drift(&mut watch).await, NOTHING);
+        }
+    });
 }
 
 #[test]
@@ -294,14 +383,40 @@ fn each_gives(changes: &[(&str, Drift)], make: fn(&Namespace, &str) -> String) {
         reconcile(&netlink, &mut overlay).await;
         assert_eq!(drift_within(&mut watch, SILENCE * 4).await, NOTHING);
         for (words, expected) in changes {
+            let before = (state(&pair.nodes[0]), forwarding(&pair.nodes[0]));
             make(&pair.nodes[0], words);
             assert_eq!(drift(&mut watch).await, *expected, "{words}");
-            if expected.overlay {
+            if expected.overlay || expected.settings {
                 reconcile(&netlink, &mut overlay).await;
                 assert_eq!(drift(&mut watch).await, NOTHING, "{words}: repaired");
             }
+            // What becomes of the machine's own interfaces and routes is the machine's affair.
+            if (expected.overlay || expected.settings) && !expected.interfaces && !expected.host_routes {
+                assert_eq!((state(&pair.nodes[0]), forwarding(&pair.nodes[0])), before, "{words}: repaired");
+            }
         }
     });
+}
+
+/// All that the namespace has, save for the numbers of links, and for IPv6's link-local addresses, which take their time.
+fn state(namespace: &Namespace) -> Vec<String> {
+    let everything = namespace.everything();
+    let unnumbered = |line: &str| {
+        let number = line.split_once(": ").filter(|(number, _)| number.parse::<u32>().is_ok());
+        number.map_or(line, |(_, rest)| rest).to_owned()
+    };
+    let mut lines: Vec<String> =
+        everything.lines().filter(|line| !line.contains("fe80:")).map(unnumbered).collect();
+    lines.sort();
+    lines
+}
+
+/// Whether packets are forwarded, by family and link.
+fn forwarding(namespace: &Namespace) -> Vec<String> {
+    let of = |link: &str| [format!("ipv4/conf/{link}/forwarding"), format!("ipv6/conf/{link}/forwarding")];
+    let paths = ["all", "eth0", "flannel.1", "flannel-v6.1"].into_iter().flat_map(of);
+    let read = |path: String| std::fs::read_to_string(format!("/proc/sys/net/{path}")).unwrap() + &path;
+    namespace.inside(|| paths.map(read).collect())
 }
 
 /// Runs `job` in node 1 with a socket and a watch that follows its pod network.
@@ -315,7 +430,7 @@ fn watching(pair: &Pair, job: impl AsyncFnOnce(Netlink, Watch) + Send) {
 }
 
 async fn reconcile(netlink: &Netlink, overlay: &mut Overlay) {
-    let ops = overlay.reconcile(&netlink.observe(&overlay.link_names()).await.unwrap());
+    let ops = overlay.reconcile(&netlink.observe(&overlay.sought()).await.unwrap());
     let report = netlink.run(&ops).await;
     assert_eq!(report.done, ops.len(), "{report:#?}");
 }

@@ -98,6 +98,11 @@ pub(crate) fn published(node: &Node, host: &Host, family: Family) -> Option<Stri
     overwrite(node, family).cloned().or_else(own)
 }
 
+/// Whether what is published is another address than this; one address of IPv6 can be written in many ways.
+pub(crate) fn differs(published: &str, address: IpAddr) -> bool {
+    published.parse() != Ok(address)
+}
+
 /// An address under which a node can be reached.
 fn node_address(key: &'static str, text: &str, family: Family) -> Result<IpAddr, Reason> {
     let wrong = |why: String| wrong(key, family, why);
@@ -112,7 +117,7 @@ fn node_address(key: &'static str, text: &str, family: Family) -> Result<IpAddr,
 }
 
 fn wrong(key: &'static str, family: Family, why: String) -> Reason {
-    Reason::Annotation { key, family, why }
+    Reason::Annotation { key, family, why, kept: false }
 }
 
 #[derive(Deserialize)]
@@ -222,6 +227,13 @@ mod tests {
         host.public.v4 = Some([198, 51, 100, 1].into());
         assert_eq!(both(&Node::default(), &host), ["198.51.100.1", "2001:db8::7"]);
         assert_eq!(both(&node, &host), ["203.0.113.9", "2001:db8:9::9"]);
+    }
+
+    #[test]
+    fn one_address_written_in_two_ways_is_one() {
+        let address = "2001:db8::7".parse().unwrap();
+        assert!(!differs("2001:0DB8:0::0007", address) && !differs("2001:db8::7", address));
+        assert!(differs("2001:db8::8", address) && differs("worker-7", address));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ops::{Op, WhyRemoved};
+use crate::ops::{Op, Tunnel, WhyRemoved};
 use crate::plan::{FdbKey, NeighbourKey, Route};
 
 impl fmt::Display for Op {
@@ -15,8 +15,10 @@ impl fmt::Display for Op {
                     link.vni, link.port, link.local
                 )
             }
-            Self::SetLink { name, mtu, mac } => {
+            Self::SetLink { name, mtu, mac, tunnel, release } => {
                 write!(f, "set link {name}")?;
+                tunnel.map_or(Ok(()), |tunnel| write!(f, "{tunnel}"))?;
+                release.then_some(()).map_or(Ok(()), |()| f.write_str(" nomaster"))?;
                 mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))?;
                 mac.map_or(Ok(()), |mac| write!(f, " address {mac}"))
             }
@@ -30,13 +32,20 @@ impl fmt::Display for Op {
             Self::SetFdb(key, underlay) => write!(f, "set FDB entry {key} to {underlay}"),
             Self::RemoveFdb(key, underlay) => write!(f, "remove FDB entry {key} to {underlay}"),
             Self::SetRoute(subnet, route) => write!(f, "set route {subnet} {route}"),
-            Self::RemoveRoute(subnet, route) => write!(f, "remove route {subnet} {route}"),
+            Self::RemoveRoute(subnet, route, _) => write!(f, "remove route {subnet} {route}"),
             Self::SetBlackhole(subnet) => write!(f, "set blackhole route {subnet}"),
             Self::RemoveBlackhole(subnet) => write!(f, "remove blackhole route {subnet}"),
             Self::SetOffload(link, on) => {
                 write!(f, "switch checksum offload of link {link} {}", if *on { "on" } else { "off" })
             }
         }
+    }
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let learning = if self.learning { "learning" } else { "nolearning" };
+        write!(f, " local {} dev {} {learning}", self.local, self.lower.0)
     }
 }
 

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::observed::{LinkKind, LinkState, Observed, VxlanState};
-use crate::ops::{Op, Sysctl};
+use crate::ops::{Op, Sysctl, Whose};
 use crate::plan::{Route, VxlanLink};
 use crate::units::{Family, IfIndex, LinkName};
 
@@ -44,9 +44,15 @@ impl FakeKernel {
         let rows = &mut self.state.rows;
         match op {
             Op::AddLink { name, link } => return self.add_link(name, link),
-            Op::SetLink { name, mtu, mac } => {
+            Op::SetLink { name, mtu, mac, tunnel, release } => {
                 let state = self.state.links.get_mut(name).ok_or(Refusal::Missing)?;
                 state.ours = true;
+                state.enslaved &= !release;
+                if let (Some(tunnel), LinkKind::Vxlan(found)) = (tunnel, &mut state.kind) {
+                    found.local = Some(tunnel.local);
+                    found.lower = Some(tunnel.lower);
+                    found.learning = tunnel.learning;
+                }
                 state.mtu = mtu.unwrap_or(state.mtu);
                 if mac.is_some() {
                     state.mac = *mac;
@@ -74,7 +80,7 @@ impl FakeKernel {
             }
             Op::RemoveFdb(key, _) => drop(rows.fdb.remove(key).ok_or(Refusal::Missing)?),
             Op::SetRoute(subnet, route) => return self.set_route(subnet, route),
-            Op::RemoveRoute(subnet, route) => return self.remove_route(subnet, route),
+            Op::RemoveRoute(subnet, route, whose) => return self.remove_route(subnet, route, *whose),
             Op::SetBlackhole(subnet) => drop(self.state.blackholes.insert(*subnet)),
             Op::RemoveBlackhole(subnet) => {
                 self.state.blackholes.remove(subnet).then_some(()).ok_or(Refusal::Missing)?;
@@ -98,6 +104,7 @@ impl FakeKernel {
             mtu: link.mtu,
             mac: Some(link.mac),
             up: false,
+            enslaved: false,
             ours: true,
             addresses: Default::default(),
             offload: Some(true),
@@ -143,14 +150,20 @@ impl FakeKernel {
         }
         self.state.flannel_routes.remove(subnet);
         self.state.rows.routes.insert(*subnet, route.clone());
+        self.state.altered_routes.remove(subnet);
         Ok(())
     }
 
-    fn remove_route(&mut self, subnet: &IpNet, route: &Route) -> Result<(), Refusal> {
-        let Observed { rows, flannel_routes, .. } = &mut self.state;
-        let routes = if flannel_routes.contains_key(subnet) { flannel_routes } else { &mut rows.routes };
+    fn remove_route(&mut self, subnet: &IpNet, route: &Route, whose: Whose) -> Result<(), Refusal> {
+        let routes = match whose {
+            Whose::Ours => &mut self.state.rows.routes,
+            Whose::Flannels => &mut self.state.flannel_routes,
+        };
         match routes.get(subnet) {
-            Some(found) if found == route => drop(routes.remove(subnet)),
+            Some(found) if found == route => {
+                routes.remove(subnet);
+                self.state.altered_routes.remove(subnet);
+            }
             _ => return Err(Refusal::Missing),
         }
         Ok(())

@@ -41,11 +41,16 @@ impl Index {
             let wider = IpNet::new(subnet.addr(), length).ok()?.trunc();
             self.subnets.get_key_value(&wider)
         });
+        around.flat_map(|(net, nodes)| nodes.iter().map(|node| (*net, node))).chain(self.inside(subnet))
+    }
+
+    /// Every claim on `subnet` itself or a part of it: those on all of it first, each by name.
+    pub(crate) fn inside(&self, subnet: IpNet) -> impl Iterator<Item = (IpNet, &Arc<str>)> {
         // Sorted by address, then length: what begins inside the subnet is inside it, save for wider ones that begin
         // with it, which sort before it.
         let inside =
             self.subnets.range(subnet..).take_while(move |(other, _)| subnet.contains(&other.addr()));
-        around.chain(inside).flat_map(|(net, nodes)| nodes.iter().map(|node| (*net, node)))
+        inside.flat_map(|(net, nodes)| nodes.iter().map(|node| (*net, node)))
     }
 
     /// Every node that claims this VTEP's MAC.

@@ -162,7 +162,8 @@ fn base(
         return Err(Reason::MtuTooSmall(mtu));
     }
     let (Backend::Vxlan, Some(name)) = (settings.backend, name) else {
-        let published = annotations::published(own, host, family).filter(|text| *text != address.to_string());
+        let published =
+            annotations::published(own, host, family).filter(|text| annotations::differs(text, address));
         let interface = interface.name.clone();
         return match published {
             Some(published) => Err(Reason::Translated { published, interface, external: address }),

@@ -5,10 +5,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::ops::Sysctl;
+use crate::ops::{Sysctl, Tunnel};
 use crate::plan::{FdbKey, Route, Rows, VxlanLink};
 use crate::settings::Settings;
 use crate::units::{Family, IfIndex, LinkName, Mac, Mtu, PerFamily};
+
+/// What to look at besides what carries our mark.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sought {
+    /// The names of our links.
+    pub links: BTreeSet<LinkName>,
+    /// The external interface, of which some settings matter.
+    pub external: Option<LinkName>,
+}
 
 /// The kernel's state, as far as it is ours or stands where ours belongs. Nobody else's routes, links or entries are
 /// in it.
@@ -21,6 +30,8 @@ pub struct Observed {
     /// Further destinations of FDB entries that have several. A peer's has one: the kernel takes more for packets to all
     /// or to many, which nothing of ours sends.
     pub further_fdb: BTreeSet<(FdbKey, IpAddr)>,
+    /// The destinations of those routes above to which somebody added something, such as an MTU or a source address.
+    pub altered_routes: BTreeSet<IpNet>,
     /// Routes of our protocol number that lead nowhere.
     pub blackholes: BTreeSet<IpNet>,
     /// Routes that flannel left on the links above.
@@ -43,6 +54,8 @@ pub struct LinkState {
     pub mac: Option<Mac>,
     /// Whether it is up.
     pub up: bool,
+    /// Whether it is in a bridge, bond or VRF.
+    pub enslaved: bool,
     /// Whether it carries our mark.
     pub ours: bool,
     /// Its addresses, link-local ones of IPv6 excepted.
@@ -60,7 +73,7 @@ pub enum LinkKind {
     Other(String),
 }
 
-/// What of a VXLAN link cannot be changed once it is there.
+/// What a VXLAN link is besides a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VxlanState {
     /// VXLAN network identifier.
@@ -114,8 +127,19 @@ impl From<&VxlanLink> for VxlanState {
 }
 
 impl LinkState {
-    /// Why this link cannot become `wanted` in place, if so. MTU, MAC and addresses can be changed; the rest needs a
-    /// new link.
+    /// Whether its tunnels have these ends.
+    pub(crate) fn has(&self, tunnel: &Tunnel) -> bool {
+        match &self.kind {
+            LinkKind::Vxlan(found) => {
+                (found.local, found.lower, found.learning)
+                    == (Some(tunnel.local), Some(tunnel.lower), tunnel.learning)
+            }
+            LinkKind::Other(_) => false,
+        }
+    }
+
+    /// Why this link cannot become `wanted` in place, if so: its VNI, port, family, group policy or a mode that ours
+    /// never has. The rest can be changed.
     pub fn mismatch(&self, wanted: &VxlanLink) -> Option<String> {
         let found = match &self.kind {
             LinkKind::Vxlan(found) => found,
@@ -124,14 +148,13 @@ impl LinkState {
         if let Some(mode) = found.mode {
             return Some(format!("it has {mode}"));
         }
-        let shown = |address: Option<IpAddr>| address.map_or("any".to_owned(), |address| address.to_string());
-        let lower = found.lower.map_or(0, |index| index.0);
+        let family = |address: IpAddr| if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        // One without local address may be of either.
+        let carrier = found.local.map_or(family(wanted.local), family);
         [
             ("VNI", found.vni.to_string(), wanted.vni.to_string()),
             ("port", found.port.to_string(), wanted.port.to_string()),
-            ("local address", shown(found.local), wanted.local.to_string()),
-            ("lower interface", lower.to_string(), wanted.lower.0.to_string()),
-            ("learning", found.learning.to_string(), wanted.learning.to_string()),
+            ("underlay", carrier.to_string(), family(wanted.local).to_string()),
             ("GBP", found.gbp.to_string(), wanted.gbp.to_string()),
         ]
         .into_iter()

@@ -27,8 +27,9 @@ pub enum Breakage {
 
 /// Why the checksums of `family` would be wrong, if left to the network card.
 pub(crate) fn breakage(host: &Host, own: &Node, family: Family) -> Option<Breakage> {
-    let address = host.external.address(family)?.to_string();
-    let published = annotations::published(own, host, family).filter(|published| *published != address);
+    let address = host.external.address(family)?;
+    let published =
+        annotations::published(own, host, family).filter(|text| annotations::differs(text, address));
     let driver = host.driver.clone().filter(|driver| BREAKING_DRIVERS.contains(&driver.as_str()));
     published.map(Breakage::Translated).or(driver.map(Breakage::Driver))
 }

@@ -8,7 +8,7 @@ use podway_reconcile::diff as delta;
 
 use crate::observed::{LinkKind, LinkState, Observed};
 use crate::plan::{FdbKey, NeighbourKey, OverlayPlan, Route, Rows, VxlanLink};
-use crate::units::{Family, LinkName, Mac, Mtu};
+use crate::units::{Family, IfIndex, LinkName, Mac, Mtu, Vni};
 
 /// One step. Each can be repeated: setting what is set and removing what is gone changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,10 @@ pub enum Op {
         mtu: Option<Mtu>,
         /// The new MAC; the kernel forgets the link's neighbours with it.
         mac: Option<Mac>,
+        /// The new ends of its tunnels. A kernel that cannot change them in place loses the link, to be made again.
+        tunnel: Option<Tunnel>,
+        /// Whether it is taken out of the bridge, bond or VRF into which somebody put it.
+        release: bool,
     },
     /// Brings a link up.
     LinkUp(LinkName),
@@ -52,16 +56,38 @@ pub enum Op {
     SetFdb(FdbKey, IpAddr),
     /// Removes a VXLAN forwarding entry to this address.
     RemoveFdb(FdbKey, IpAddr),
-    /// Adds a route, or replaces one of ours or one that leads the same way.
+    /// Adds a route, or replaces one of ours or of flannel's.
     SetRoute(IpNet, Route),
-    /// Removes this very route.
-    RemoveRoute(IpNet, Route),
+    /// Removes this very route; one of anybody else that leads the same way stays.
+    RemoveRoute(IpNet, Route, Whose),
     /// Adds a route of the greatest metric by which packets to this subnet lead nowhere.
     SetBlackhole(IpNet),
     /// Removes it.
     RemoveBlackhole(IpNet),
     /// Leaves the checksums of a VXLAN link to the network card, or to the kernel.
     SetOffload(LinkName, bool),
+}
+
+/// What of a VXLAN link the kernel changes in place, with its entries and routes left as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    /// VXLAN network identifier, by which the kernel knows it; it does not change.
+    pub vni: Vni,
+    /// Address that packets are sent from.
+    pub local: IpAddr,
+    /// Interface that packets are sent through.
+    pub lower: IfIndex,
+    /// Whether it learns FDB entries from what it receives.
+    pub learning: bool,
+}
+
+/// Whose a route is, told by its protocol number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// One of ours.
+    Ours,
+    /// One that flannel left on a link that is ours now.
+    Flannels,
 }
 
 /// Why a link is removed.
@@ -80,6 +106,8 @@ pub enum WhyRemoved {
 pub enum Sysctl {
     /// Packets of the family are forwarded (contract N19).
     Forwarding(Family),
+    /// Those that come in by this link are too. Whoever sets [`Self::Forwarding`] sets it for every link.
+    LinkForwarding(Family, LinkName),
     /// The link takes no router advertisements (contract N6).
     AcceptRa(LinkName),
     /// Packets of a source that is routed some other way are not dropped on the link: where peers change between VXLAN
@@ -97,6 +125,8 @@ impl Sysctl {
         match self {
             Self::Forwarding(Family::V4) => "net/ipv4/ip_forward".to_owned(),
             Self::Forwarding(Family::V6) => "net/ipv6/conf/all/forwarding".to_owned(),
+            Self::LinkForwarding(Family::V4, link) => format!("net/ipv4/conf/{link}/forwarding"),
+            Self::LinkForwarding(Family::V6, link) => format!("net/ipv6/conf/{link}/forwarding"),
             Self::RpFilter(link) => format!("net/ipv4/conf/{link}/rp_filter"),
             Self::AcceptRa(link) | Self::KeepRa(link) => format!("net/ipv6/conf/{link}/accept_ra"),
         }
@@ -105,7 +135,7 @@ impl Sysctl {
     /// The value that it must have.
     pub fn wanted(&self) -> &'static str {
         match self {
-            Self::Forwarding(_) => "1",
+            Self::Forwarding(_) | Self::LinkForwarding(..) => "1",
             Self::AcceptRa(_) => "0",
             Self::KeepRa(_) | Self::RpFilter(_) => "2",
         }
@@ -128,7 +158,7 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     for name in plan.links.keys() {
         ops.extend(link_ops(plan, name, observed));
     }
-    ops.extend(plan.forwarding.iter().flat_map(|family| forwarding_ops(*family, observed)));
+    ops.extend(plan.forwarding.iter().flat_map(|family| forwarding_ops(plan, *family, observed)));
     ops.extend(rest);
     ops.extend(further_fdb(&found, observed));
     ops.extend(idle);
@@ -139,7 +169,11 @@ pub fn diff(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
 /// The steps that remove all that is ours, and nothing else: our routes, then the links with our mark, unless flannel
 /// has them.
 pub fn removal(observed: &Observed) -> Vec<Op> {
-    let routes = observed.rows.routes.iter().map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone()));
+    let routes = observed
+        .rows
+        .routes
+        .iter()
+        .map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone(), Whose::Ours));
     let ours = observed.links.iter().filter(|(_, state)| state.ours && !observed.are_flannels());
     let links = ours.map(|(name, _)| Op::RemoveLink { name: name.clone(), why: WhyRemoved::CleanUp });
     let blackholes = observed.blackholes.iter().copied().map(Op::RemoveBlackhole);
@@ -160,7 +194,7 @@ pub(crate) fn rows(wanted: &Rows, found: &Rows) -> Vec<Op> {
 
     let mut ops = Vec::with_capacity(new.len() + changed.len() + fdb.len() + routes.len());
     let gone = routes.remove.iter().filter_map(|subnet| found.routes.get_key_value(subnet));
-    ops.extend(gone.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())));
+    ops.extend(gone.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone(), Whose::Ours)));
     ops.extend(new.into_iter().map(|(key, mac)| Op::SetNeighbour(key, mac)));
     ops.extend(fdb.set.into_iter().map(|(key, underlay)| Op::SetFdb(key, underlay)));
     ops.extend(changed.into_iter().map(|(key, mac)| Op::SetNeighbour(key, mac)));
@@ -184,7 +218,10 @@ fn kept_rows(plan: &OverlayPlan, observed: &Observed) -> Rows {
         .map(|(name, _)| name)
         .collect();
     let mut found = observed.rows.of_links(|link| !going.contains(link) && !plan.holds(link));
-    found.routes.retain(|subnet, _| plan.held.get(Family::of(subnet)).is_none());
+    found.routes.retain(|subnet, _| {
+        let repaired = observed.altered_routes.contains(subnet) && plan.rows.routes.contains_key(subnet);
+        plan.held.get(Family::of(subnet)).is_none() && !repaired
+    });
     found.neighbours.retain(|key, _| {
         let mac = observed.links.get(&key.link).and_then(|state| state.mac);
         plan.links.get(&key.link).is_some_and(|link| Some(link.mac) == mac)
@@ -202,7 +239,7 @@ fn stale_flannel_routes(plan: &OverlayPlan, observed: &Observed) -> Vec<Op> {
     let stale = observed.flannel_routes.iter().filter(|(subnet, route)| {
         plan.links.contains_key(&route.link) && !plan.rows.routes.contains_key(subnet)
     });
-    stale.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone())).collect()
+    stale.map(|(subnet, route)| Op::RemoveRoute(*subnet, route.clone(), Whose::Flannels)).collect()
 }
 
 /// Links of ours without a place in the plan: those whose VNI a planned link needs, and the others.
@@ -275,11 +312,18 @@ fn rp_filter(name: &LinkName, of: &str, link: &VxlanLink, observed: &Observed) -
     strict.then(|| Op::SetSysctl(Sysctl::RpFilter(name.clone())))
 }
 
-fn changes_in_place(name: &LinkName, link: &VxlanLink, state: &LinkState) -> Option<Op> {
+/// The ends of the tunnels go first and alone: with them the kernel takes no MTU (vxlan_nl2conf), but makes the one
+/// that stands fit the lower interface.
+fn changes_in_place(name: &LinkName, link: &VxlanLink, state: &LinkState) -> Vec<Op> {
+    let wanted = Tunnel { vni: link.vni, local: link.local, lower: link.lower, learning: link.learning };
+    let tunnel = (!state.has(&wanted)).then_some(wanted);
     let mtu = (state.mtu != link.mtu).then_some(link.mtu);
     let mac = (state.mac != Some(link.mac)).then_some(link.mac);
-    let needed = mtu.is_some() || mac.is_some() || !state.ours;
-    needed.then(|| Op::SetLink { name: name.clone(), mtu, mac })
+    let release = state.enslaved;
+    let set = |mtu, mac, tunnel, release| Op::SetLink { name: name.clone(), mtu, mac, tunnel, release };
+    let ends = tunnel.map(|tunnel| set(None, None, Some(tunnel), false));
+    let rest = mtu.is_some() || mac.is_some() || release || (!state.ours && ends.is_none());
+    ends.into_iter().chain(rest.then(|| set(mtu, mac, None, release))).collect()
 }
 
 /// The new address comes before the old ones go: a link that loses its last address loses its routes. An IPv4
@@ -296,12 +340,27 @@ fn address_ops(plan: &OverlayPlan, name: &LinkName, state: &LinkState) -> Vec<Op
 
 /// An interface that takes router advertisements only while this machine does not forward would lose its default
 /// route: those that have one are asked to go on taking them first.
-fn forwarding_ops(family: Family, observed: &Observed) -> Vec<Op> {
-    let Some(forwarding) = sysctl(Sysctl::Forwarding(family), observed) else { return Vec::new() };
+fn forwarding_ops(plan: &OverlayPlan, family: Family, observed: &Observed) -> Vec<Op> {
+    let switched: Vec<Op> = match sysctl(Sysctl::Forwarding(family), observed) {
+        Some(everywhere) => vec![everywhere],
+        None => {
+            plan.forwarding_links(family).filter_map(|link| link_forwarding(family, link, observed)).collect()
+        }
+    };
+    if switched.is_empty() {
+        return switched;
+    }
     let would_stop = observed.sysctls.iter().filter(|(setting, value)| {
         family == Family::V6 && matches!(setting, Sysctl::KeepRa(_)) && *value == "1"
     });
-    would_stop.map(|(setting, _)| Op::SetSysctl(setting.clone())).chain([forwarding]).collect()
+    would_stop.map(|(setting, _)| Op::SetSysctl(setting.clone())).chain(switched).collect()
+}
+
+/// A link that is yet to be made begins with the setting of `default`.
+fn link_forwarding(family: Family, link: &LinkName, observed: &Observed) -> Option<Op> {
+    let read = |link: &LinkName| observed.sysctls.get(&Sysctl::LinkForwarding(family, link.clone()));
+    let value = read(link).or_else(|| read(&LinkName::new("default").ok()?))?;
+    (value == "0").then(|| Op::SetSysctl(Sysctl::LinkForwarding(family, link.clone())))
 }
 
 fn sysctl(sysctl: Sysctl, observed: &Observed) -> Option<Op> {

@@ -10,7 +10,7 @@ use crate::host::{Host, RoutingTable};
 use crate::index::Index;
 use crate::local::{Base, Local};
 use crate::node::Node;
-use crate::observed::Observed;
+use crate::observed::{Observed, Sought};
 use crate::offload::{self, Breakage};
 use crate::ops::{self, Op};
 use crate::peer::{Reading, Vtep};
@@ -23,11 +23,15 @@ use crate::units::{Family, IfIndex, LinkName, Mtu, PerFamily};
 /// Every Node that was heard of, and the pod network that follows from them.
 ///
 /// A Node's event costs work in proportion to that Node and those that contend with it, whatever the size of the
-/// cluster (contract N17). What follows depends only on the Nodes that stand, never on the order of their events.
+/// cluster (contract N17). What follows depends only on the Nodes that stand, never on the order of their events, save
+/// for one thing: where a Node's annotations are at fault while it stands with its subnet, what they said last of that
+/// family without fault holds on (contract N5). So a slip costs no peer its place before this machine starts anew.
 ///
-/// Where two Nodes claim addresses or a MAC that only one can have, this machine's own Node wins, then the one with
-/// the lesser name; the other is left out for that family, with a problem (contract N14). A Node that loses still
-/// stands in the way of Nodes with greater names: two faults never make a route.
+/// Where two Nodes claim addresses or a MAC that only one can have, this machine's own Node wins; then, of unequal
+/// subnets, the longer prefix, so that one Node with a wide subnet costs no other Node its place; then, of equal subnets
+/// and of equal MACs, the lesser name. The other is left out for that family, with a problem (contract N14). A Node that
+/// loses against another peer still stands in the way of further ones: two faults never make a route. One that loses
+/// against this machine's own part stands in nobody's way.
 ///
 /// A subnet with a node's underlay address in it is not routed, whoever has it: the route would take what is meant for
 /// that node, while without it only the subnet's pods are missing (contract N23).
@@ -79,9 +83,14 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// The links to observe.
+    /// The names of our links.
     pub fn link_names(&self) -> BTreeSet<LinkName> {
         self.names.iter().map(|(_, name)| name.clone()).collect()
+    }
+
+    /// What to observe.
+    pub fn sought(&self) -> Sought {
+        Sought { links: self.link_names(), external: self.external() }
     }
 
     /// Takes facts about this machine. If they change a link, [`Self::changes`] asks for a look at the kernel; if only
@@ -117,7 +126,13 @@ impl Overlay {
             self.own = node.cloned();
             return self.relocate();
         }
-        let reading = node.map(|node| Reading::of(&self.settings, node));
+        let reading = node.map(|node| {
+            let mut reading = Reading::of(&self.settings, node);
+            if let Some(before) = self.readings.get(name) {
+                reading.keep(before, &self.settings, node);
+            }
+            reading
+        });
         if self.readings.get(name) == reading.as_ref() {
             return;
         }
@@ -136,8 +151,11 @@ impl Overlay {
 
     /// What the kernel should hold.
     pub fn plan(&self) -> OverlayPlan {
-        let mut plan =
-            OverlayPlan { pod_networks: self.settings.pod_networks.clone(), ..OverlayPlan::default() };
+        let mut plan = OverlayPlan {
+            pod_networks: self.settings.pod_networks.clone(),
+            external: self.external(),
+            ..OverlayPlan::default()
+        };
         for family in Family::BOTH.into_iter().filter(|family| self.settings.has(*family)) {
             let Some(base) = self.local.bases.get(family) else {
                 *plan.held.get_mut(family) = Some(Held { link: self.names.get(family).clone() });
@@ -263,6 +281,10 @@ impl Overlay {
         Some(SubnetEnv::new(&self.settings, &self.local.subnets, mtu, ip_masq))
     }
 
+    fn external(&self) -> Option<LinkName> {
+        self.host.as_ref().map(|host| host.external.name.clone())
+    }
+
     /// Works out this machine's own part anew; if more of it differs than what is wrong with it, every peer is judged
     /// again.
     fn relocate(&mut self) {
@@ -322,7 +344,7 @@ impl Overlay {
         let mut standing = Standing::default();
         for (family, vtep) in reading.vteps.iter() {
             let objection = self.local.objection(&self.settings.node, family, vtep);
-            let way = match objection.or_else(|| self.rival(name, vtep)) {
+            let way = match objection.or_else(|| self.rival(name, family, vtep)) {
                 None => self.local.way(&self.settings, &self.routes, family, vtep),
                 Some(reason) => Err(reason),
             };
@@ -335,18 +357,27 @@ impl Overlay {
     }
 
     /// Whether another peer comes first, or would be cut off.
-    fn rival(&self, name: &Arc<str>, vtep: &Vtep) -> Option<Reason> {
+    fn rival(&self, name: &Arc<str>, family: Family, vtep: &Vtep) -> Option<Reason> {
         let subnet = vtep.subnet;
-        let taken =
-            self.index.overlapping(subnet).filter(|(_, other)| *other < name).min_by_key(|(_, other)| *other);
+        let first = |theirs: &IpNet, other: &Arc<str>| *theirs != subnet || other < name;
+        let taken = self
+            .index
+            .inside(subnet)
+            .find(|(theirs, other)| first(theirs, other) && self.is_admitted(other, family));
         if let Some((theirs, by)) = taken {
             return Some(Reason::SubnetTaken { subnet, by: by.clone(), theirs });
         }
         if let Some((address, of)) = self.index.first_underlay_in(&subnet) {
             return Some(Reason::SubnetCovers { subnet, address, of: of.clone() });
         }
-        let by = self.index.same_mac(vtep).find(|other| *other < name)?;
+        let by = self.index.same_mac(vtep).find(|other| *other < name && self.is_admitted(other, family))?;
         Some(Reason::MacTaken { mac: vtep.mac?, by: by.clone() })
+    }
+
+    /// Whether this machine's own part leaves a peer its place.
+    fn is_admitted(&self, peer: &Arc<str>, family: Family) -> bool {
+        let vtep = self.readings.get(peer).and_then(|reading| reading.vteps.get(family).as_ref());
+        vtep.is_some_and(|vtep| self.local.objection(&self.settings.node, family, vtep).is_none())
     }
 
     /// Whether the way to a peer depends on the machine's own routes.

@@ -48,6 +48,21 @@ impl Reading {
         }
         reading
     }
+
+    /// Takes over from the reading `before` what a slip in an annotation has cost: where a family's annotations are at
+    /// fault and its subnet is the same, the VTEP holds on. flannel keeps the lease too (flannel,
+    /// pkg/subnet/kube/kube.go, handleUpdateLeaseEvent).
+    pub(crate) fn keep(&mut self, before: &Self, settings: &Settings, node: &Node) {
+        for reason in &mut self.reasons {
+            let Reason::Annotation { family, kept, .. } = reason else { continue };
+            let vtep = before
+                .vteps
+                .get(*family)
+                .filter(|vtep| subnet(settings, node, *family).is_ok_and(|subnet| subnet == vtep.subnet));
+            *kept = vtep.is_some();
+            *self.vteps.get_mut(*family) = vtep;
+        }
+    }
 }
 
 /// The Node's pod subnet of `family`: the first of that family in `spec.podCIDRs`, inside a pod network.

@@ -25,6 +25,8 @@ pub struct OverlayPlan {
     pub pod_networks: Vec<IpNet>,
     /// The families whose packets must be forwarded (contract N19).
     pub forwarding: BTreeSet<Family>,
+    /// The external interface, once it is known: packets to pods come in by it.
+    pub external: Option<LinkName>,
     /// What is wrong, in the order of the Nodes' names.
     pub problems: Vec<Problem>,
 }
@@ -141,6 +143,12 @@ pub struct Masquerade {
 }
 
 impl OverlayPlan {
+    /// The links by which packets of `family` to pods come in.
+    pub(crate) fn forwarding_links(&self, family: Family) -> impl Iterator<Item = &LinkName> {
+        let tunnels = self.links.iter().filter(move |(_, link)| family.has(link.local));
+        tunnels.map(|(name, _)| name).chain(&self.external)
+    }
+
     /// Whether the link is of a family that is left as it is.
     pub(crate) fn holds(&self, link: &LinkName) -> bool {
         self.held.iter().any(|(_, held)| held.link.as_ref() == Some(link))

@@ -33,7 +33,10 @@ pub enum Reason {
         wanted: Backend,
     },
     /// One of flannel's annotations cannot be used.
-    #[error("annotation {key}: {why}: the node is skipped for {family}")]
+    #[error("annotation {key}: {why}: {}", match kept {
+        true => format!("the node goes on to be reached for {family} as it said before"),
+        false => format!("the node is skipped for {family}"),
+    })]
     Annotation {
         /// The key without flannel's prefix.
         key: &'static str,
@@ -41,6 +44,8 @@ pub enum Reason {
         family: Family,
         /// What is wrong with its value.
         why: String,
+        /// Whether what the Node said before holds on.
+        kept: bool,
     },
     /// The Node has no pod subnet.
     #[error("no {0} subnet in spec.podCIDRs: its pods have no {0} network")]
@@ -180,7 +185,12 @@ pub enum Reason {
 impl Reason {
     /// Whether a peer of which nothing else is wrong is routed all the same.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::AddressAmongPods { .. } | Self::AddressInServiceRange { .. })
+        matches!(
+            self,
+            Self::AddressAmongPods { .. }
+                | Self::AddressInServiceRange { .. }
+                | Self::Annotation { kept: true, .. }
+        )
     }
 
     /// One word for it, as Events and metrics have it.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podway_overlay::{
-    Backend, ExternalInterface, FakeKernel, Family, FdbKey, Host, HostRoute, IfIndex, LinkName, Mac, Mtu,
-    NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl, removal,
+    Backend, ExternalInterface, FakeKernel, Family, FdbKey, Host, HostRoute, IfIndex, LinkKind, LinkName,
+    Mac, Mtu, NeighbourKey, Node, Op, Overlay, Peering, PerFamily, Reason, Route, Rows, Settings, Sysctl,
+    VxlanState, removal,
 };
 use proptest::prelude::*;
 
@@ -21,6 +22,8 @@ const NAMES: [&str; 6] = ["a", "b", "c", OWN, "x", "y"];
 #[derive(Debug, Clone)]
 struct Shape {
     managed: bool,
+    /// The IPv4 address that it publishes cannot be read.
+    slip: bool,
     host_gw: bool,
     v4: Option<(u8, u8)>,
     v6: Option<u8>,
@@ -41,15 +44,22 @@ enum Event {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Scratch: each Node's own history since it came or was last without fault, one Node after the other.
     #[test]
     fn n17_incremental_equals_scratch(settings in any_settings(), events in events()) {
         let mut overlay = Overlay::new(settings.clone()).unwrap();
         overlay.set_host(host(1500));
-        let (mut nodes, mut facts, mut services) = (BTreeMap::new(), host(1500), false);
+        let (mut nodes, mut facts, mut services) = (BTreeMap::<_, Vec<_>>::new(), host(1500), false);
         for event in &events {
             match event {
                 Event::Services(present) => services = *present,
-                Event::Node(at, shape) => { nodes.insert(*at, shape.clone()); }
+                Event::Node(at, shape) => {
+                    let history = nodes.entry(*at).or_default();
+                    if shape.as_ref().is_none_or(|shape| !shape.slip) {
+                        history.clear();
+                    }
+                    history.push(shape.clone());
+                }
                 Event::Host(mtu, neighbours) => facts = host_with(*mtu, *neighbours),
                 Event::Drain => {}
             }
@@ -58,8 +68,8 @@ proptest! {
         let mut scratch = Overlay::new(settings).unwrap();
         scratch.set_host(facts);
         feed(&mut scratch, &Event::Services(services));
-        for (at, shape) in nodes {
-            feed(&mut scratch, &Event::Node(at, shape));
+        for (at, history) in nodes {
+            history.into_iter().for_each(|shape| feed(&mut scratch, &Event::Node(at, shape)));
         }
         prop_assert_eq!(overlay.plan(), scratch.plan());
         prop_assert_eq!(overlay.annotations(), scratch.annotations());
@@ -77,22 +87,32 @@ proptest! {
             .zip(&shapes)
             .filter(|(name, _)| **name != OWN)
             .filter_map(|(name, shape)| {
-                let shape = shape.as_ref().filter(|shape| shape.managed && !shape.host_gw)?;
+                let routable = |shape: &&Shape| shape.managed && !shape.host_gw && !shape.slip;
+                let shape = shape.as_ref().filter(routable)?;
                 Some((*name, subnet4(shape)?, shape.mac, underlay(shape.underlay, Family::V4)))
             })
             .collect();
         let own = shapes[3].as_ref().and_then(subnet4);
         let own_mac = shapes[3].as_ref().map(|shape| if shape.managed { mac(shape.mac, 4) } else { own_device_mac() });
         let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-        let expected: BTreeSet<IpNet> = claims
-            .iter()
-            .filter(|(name, subnet, at, address)| {
+        let addresses: Vec<IpAddr> = claims.iter().map(|(_, _, _, address)| *address).collect();
+        let admitted: Vec<_> = claims
+            .into_iter()
+            .filter(|(_, subnet, at, address)| {
                 own.is_some_and(|own| !overlap(&own, subnet) && !own.contains(address))
                     && own_mac != Some(mac(*at, 4))
-                    && !claims.iter().any(|(other, theirs, mac, _)| other < name && (overlap(theirs, subnet) || mac == at))
-                    && !claims.iter().any(|(_, _, _, address)| subnet.contains(address))
             })
-            .map(|(_, subnet, ..)| *subnet)
+            .map(|(name, subnet, at, _)| (name, subnet, at))
+            .collect();
+        let comes_first = |(name, subnet, at): &(&str, IpNet, u8), (other, theirs, mac): &(&str, IpNet, u8)| {
+            let longer = overlap(theirs, subnet) && theirs.prefix_len() > subnet.prefix_len();
+            longer || other < name && (theirs == subnet || mac == at)
+        };
+        let expected: BTreeSet<IpNet> = admitted
+            .iter()
+            .filter(|claim| !admitted.iter().any(|other| comes_first(claim, other)))
+            .map(|(_, subnet, _)| *subnet)
+            .filter(|subnet| !addresses.iter().any(|address| subnet.contains(address)))
             .collect();
         let routed: BTreeSet<IpNet> =
             overlay.plan().rows.routes.into_keys().filter(|subnet| subnet.addr().is_ipv4()).collect();
@@ -137,6 +157,7 @@ proptest! {
             for (name, link) in &plan.links {
                 let state = &observed.links[name];
                 prop_assert!(state.up && state.ours && state.mismatch(link).is_none());
+                prop_assert_eq!(&state.kind, &LinkKind::Vxlan(VxlanState::from(link)));
                 prop_assert_eq!((state.mtu, state.mac), (link.mtu, Some(link.mac)));
                 prop_assert_eq!(&state.addresses, &BTreeSet::from([IpNet::from(link.address)]));
             }
@@ -148,7 +169,7 @@ proptest! {
     #[test]
     fn n17_a_change_of_one_peer_touches_that_peer_only(host in 1u8..=249, to in 1u8..=249) {
         let mut overlay = overlay();
-        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
+        feed(&mut overlay, &Event::Node(3, Some(Shape { managed: true, slip: false, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 })));
         for n in 1..=249u8 {
             overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
         }
@@ -258,8 +279,15 @@ fn n6_routes_of_the_machine_that_no_peer_is_behind_change_nothing() {
 fn n6_host_gw_routes_lead_to_the_peers_address_and_need_no_link() {
     let mut overlay = Overlay::new(Settings { backend: Backend::HostGw, ..settings() }).unwrap();
     overlay.set_host(host_with(1500, 0b0010_1000));
-    let shape =
-        |n| Shape { managed: true, host_gw: true, v4: Some((n, 24)), v6: Some(n), mac: n, underlay: n };
+    let shape = |n| Shape {
+        managed: true,
+        slip: false,
+        host_gw: true,
+        v4: Some((n, 24)),
+        v6: Some(n),
+        mac: n,
+        underlay: n,
+    };
     feed(&mut overlay, &Event::Node(3, Some(Shape { underlay: 0, ..shape(0) })));
     for (at, n) in [(0, 3), (1, 4), (2, 5)] {
         feed(&mut overlay, &Event::Node(at, Some(shape(n))));
@@ -359,7 +387,15 @@ fn n8_a_new_address_of_the_interface_is_published_and_sent_from() {
 fn n7_an_interface_that_is_made_again_makes_the_link_again_with_its_mac() {
     let mut overlay = overlay();
     let mut kernel = FakeKernel::default();
-    let own = Shape { managed: false, host_gw: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    let own = Shape {
+        managed: false,
+        slip: false,
+        host_gw: false,
+        v4: Some((0, 24)),
+        v6: None,
+        mac: 5,
+        underlay: 0,
+    };
     feed(&mut overlay, &Event::Node(3, Some(own)));
     for op in overlay.reconcile(&kernel.observe()) {
         kernel.run(&op).unwrap();
@@ -467,6 +503,87 @@ fn n14_problems_follow_the_nodes_that_have_them() {
     assert!(found[0].starts_with("Node peer-8: subnet 10.244.7.0/24 overlaps"), "{found:?}");
     overlay.apply(&peer(7).name.clone(), None);
     assert_eq!(texts(&overlay), Vec::<String>::new());
+}
+
+#[test]
+fn n5_a_slip_in_an_annotation_of_a_live_peer_is_named_and_costs_it_nothing() {
+    let (mut overlay, _) = with_peer(7);
+    let before = overlay.plan().rows;
+    let faulty = |key: &str, value: Option<&str>| {
+        let mut node = peer(7);
+        node.flannel.remove(key);
+        node.flannel.extend(value.map(|value| (key.to_owned(), value.to_owned())));
+        node
+    };
+    let named = |overlay: &Overlay| -> Vec<String> {
+        overlay.problems().iter().map(ToString::to_string).filter(|text| !text.contains("no IPv6")).collect()
+    };
+    for (key, value) in [
+        ("public-ip", Some("oops")),
+        ("public-ip", None),
+        ("backend-data", Some(r#"{"VNI":1,"VtepMAC":"oops"}"#)),
+        ("backend-data", None),
+    ] {
+        overlay.apply(&"peer-7".into(), Some(&faulty(key, value)));
+        assert_eq!(overlay.changes(), Some(vec![]), "{key} {value:?}");
+        let found = named(&overlay);
+        let [text] = &found[..] else { panic!("{found:?}") };
+        assert!(text.starts_with(&format!("Node peer-7: annotation {key}: ")), "{text}");
+        assert!(text.ends_with("the node goes on to be reached for IPv4 as it said before"), "{text}");
+    }
+    // Another subnet is another lease; a Node that takes part no more, or that is gone, has none.
+    let elsewhere = Node { pod_cidrs: vec!["10.244.77.0/24".parse().unwrap()], ..faulty("public-ip", None) };
+    for (node, faults) in [(Some(elsewhere), 1), (Some(faulty("kube-subnet-manager", None)), 0), (None, 0)] {
+        overlay.apply(&"peer-7".into(), Some(&peer(7)));
+        assert_eq!((overlay.plan().rows, named(&overlay)), (before.clone(), vec![]), "and it is as it was");
+        overlay.apply(&"peer-7".into(), node.as_ref());
+        assert_eq!((overlay.plan().rows, named(&overlay).len()), (Rows::default(), faults), "{node:?}");
+        overlay.apply(&"peer-7".into(), Some(&faulty("public-ip", Some("oops"))));
+        assert!(overlay.plan().rows.routes.is_empty(), "what was given up does not come back");
+        assert!(named(&overlay)[0].ends_with("the node is skipped for IPv4"), "{:?}", named(&overlay));
+    }
+}
+
+#[test]
+fn n14_one_node_with_a_wide_subnet_or_everybodys_mac_costs_no_other_node_its_place() {
+    let (mut overlay, _) = with_peer(7);
+    for n in [8, 9] {
+        overlay.apply(&peer(n).name.clone(), Some(&peer(n)));
+    }
+    let before = overlay.plan().rows;
+    let faults = |overlay: &Overlay, name: &str| -> Vec<String> {
+        let of_it = overlay.problems().into_iter().filter(|problem| &*problem.node == name);
+        of_it.map(|problem| problem.reason.to_string()).filter(|text| !text.contains("no IPv6")).collect()
+    };
+    let claim = |subnet: &str, mac: u8| {
+        let shape = Shape {
+            managed: true,
+            slip: false,
+            host_gw: false,
+            v4: Some((7, 24)),
+            v6: None,
+            mac,
+            underlay: 60,
+        };
+        Node { pod_cidrs: vec![subnet.parse().unwrap()], ..node("aaa", &shape) }
+    };
+    for (subnet, mac, fault) in [
+        // Around this machine's own subnet, then around those of two peers only.
+        ("10.244.0.0/16", 60, "subnet 10.244.0.0/16 overlaps 10.244.0.0/24 of Node m"),
+        ("10.244.8.0/23", 60, "subnet 10.244.8.0/23 overlaps 10.244.8.0/24 of Node peer-8"),
+        // What this machine refuses has no claim on a peer's MAC either.
+        ("10.244.0.0/16", 7, "subnet 10.244.0.0/16 overlaps 10.244.0.0/24 of Node m"),
+        ("10.244.0.0/24", 8, "subnet 10.244.0.0/24 overlaps 10.244.0.0/24 of Node m"),
+    ] {
+        overlay.apply(&"aaa".into(), Some(&claim(subnet, mac)));
+        assert_eq!(overlay.plan().rows, before, "{subnet} {mac}");
+        let found = faults(&overlay, "aaa");
+        assert!(found.len() == 1 && found[0].starts_with(fault), "{found:?}");
+        assert!((7..=9).all(|n| faults(&overlay, &format!("peer-{n}")).is_empty()));
+    }
+    overlay.apply(&"aaa".into(), Some(&claim("10.244.8.0/24", 60)));
+    let found = faults(&overlay, "peer-8");
+    assert!(found[0].contains("10.244.8.0/24 of Node aaa"), "between equal ones the name decides: {found:?}");
 }
 
 #[test]
@@ -619,6 +736,59 @@ fn n19_interfaces_go_on_taking_router_advertisements_when_forwarding_is_switched
 }
 
 #[test]
+fn n13_what_somebody_added_to_a_route_or_did_with_a_link_is_taken_back() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let name = LinkName::new("flannel.1").unwrap();
+    let subnet: IpNet = "10.244.7.0/24".parse().unwrap();
+    let state = kernel.state_mut();
+    state.altered_routes.insert(subnet);
+    state.links.get_mut(&name).unwrap().enslaved = true;
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), ["SetLink", "SetRoute"]);
+    ops.iter().for_each(|op| kernel.run(op).unwrap());
+    assert_eq!(overlay.reconcile(&kernel.observe()), []);
+
+    kernel.state_mut().altered_routes.insert(subnet);
+    overlay.apply(&"peer-7".into(), None);
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(ops.iter().map(kind).collect::<Vec<_>>(), ["RemoveRoute", "RemoveNeighbour", "RemoveFdb"]);
+}
+
+#[test]
+fn n19_forwarding_is_switched_on_for_our_links_and_the_interface_where_it_is_off_for_them_alone() {
+    let (mut overlay, mut kernel) = with_peer(7);
+    let link = |name: &str| LinkName::new(name).unwrap();
+    let off = |family, name: &str| (Sysctl::LinkForwarding(family, link(name)), "0".to_owned());
+    kernel.state_mut().sysctls.extend([
+        off(Family::V4, "eth0"),
+        off(Family::V4, "flannel.1"),
+        off(Family::V6, "flannel-v6.1"),
+        off(Family::V6, "eth0"),
+        // Those do not matter: the one is of the other family, the other nobody's concern.
+        off(Family::V6, "flannel.1"),
+        off(Family::V4, "eth9"),
+    ]);
+    let paths = |ops: &[Op]| -> Vec<String> {
+        let path = |op: &Op| match op {
+            Op::SetSysctl(sysctl) => sysctl.path(),
+            op => panic!("{op:?}"),
+        };
+        ops.iter().map(path).collect()
+    };
+    let expected = [
+        "net/ipv4/conf/flannel.1/forwarding",
+        "net/ipv4/conf/eth0/forwarding",
+        "net/ipv6/conf/flannel-v6.1/forwarding",
+        "net/ipv6/conf/eth0/forwarding",
+    ];
+    assert_eq!(paths(&overlay.reconcile(&kernel.observe())), expected);
+    kernel.state_mut().sysctls.insert(Sysctl::Forwarding(Family::V4), "0".to_owned());
+    let ops = overlay.reconcile(&kernel.observe());
+    assert_eq!(paths(&ops)[..1], ["net/ipv4/ip_forward"], "which switches it on for every link");
+    assert_eq!(ops.len(), 3);
+}
+
+#[test]
 fn n20_entries_of_an_earlier_run_that_no_longer_hold_are_removed() {
     let (mut overlay, mut kernel) = with_peer(7);
     let link = LinkName::new("flannel.1").unwrap();
@@ -663,8 +833,15 @@ fn n5_the_annotations_to_write_are_those_that_differ() {
 
 #[test]
 fn n6_the_mac_is_that_of_the_annotation_else_of_the_device_else_derived() {
-    let unmanaged =
-        Shape { managed: false, host_gw: false, v4: Some((0, 24)), v6: None, mac: 5, underlay: 0 };
+    let unmanaged = Shape {
+        managed: false,
+        slip: false,
+        host_gw: false,
+        v4: Some((0, 24)),
+        v6: None,
+        mac: 5,
+        underlay: 0,
+    };
     let link = LinkName::new("flannel.1").unwrap();
     let mac_of = |overlay: &Overlay| overlay.plan().links[&link].mac;
 
@@ -693,7 +870,15 @@ fn with_peer(n: u8) -> (Overlay, FakeKernel) {
 fn own_event() -> Event {
     Event::Node(
         3,
-        Some(Shape { managed: true, host_gw: false, v4: Some((0, 24)), v6: Some(0), mac: 0, underlay: 0 }),
+        Some(Shape {
+            managed: true,
+            slip: false,
+            host_gw: false,
+            v4: Some((0, 24)),
+            v6: Some(0),
+            mac: 0,
+            underlay: 0,
+        }),
     )
 }
 
@@ -752,11 +937,12 @@ fn shape() -> impl Strategy<Value = Shape> {
     let v4 =
         prop::option::weighted(0.9, (0u8..6, prop_oneof![4 => Just(24u8), 1 => Just(23), 1 => Just(25)]));
     let v6 = prop::option::of(0u8..5);
-    let bools = (prop::bool::weighted(0.9), prop::bool::weighted(0.2));
+    let bools = (prop::bool::weighted(0.9), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
     // Some have an address in what may be a node's subnet.
     let underlay = prop_oneof![8 => 1u8..6, 1 => 250u8..];
-    (bools, v4, v6, 0u8..8, underlay).prop_map(|((managed, host_gw), v4, v6, mac, underlay)| Shape {
+    (bools, v4, v6, 0u8..8, underlay).prop_map(|((managed, host_gw, slip), v4, v6, mac, underlay)| Shape {
         managed,
+        slip,
         host_gw,
         v4,
         v6,
@@ -862,7 +1048,10 @@ fn node(name: &str, shape: &Shape) -> Node {
             ("backend-type", if shape.host_gw { "host-gw" } else { "vxlan" }.to_owned()),
             ("backend-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 4))),
             ("backend-v6-data", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(shape.mac, 6))),
-            ("public-ip", underlay(shape.underlay, Family::V4).to_string()),
+            (
+                "public-ip",
+                if shape.slip { "oops".to_owned() } else { underlay(shape.underlay, Family::V4).to_string() },
+            ),
             ("public-ipv6", underlay(shape.underlay, Family::V6).to_string()),
         ]
         .into_iter()
@@ -875,7 +1064,15 @@ fn node(name: &str, shape: &Shape) -> Node {
 fn peer(n: u8) -> Node {
     node(
         &format!("peer-{n}"),
-        &Shape { managed: true, host_gw: false, v4: Some((n, 24)), v6: None, mac: n, underlay: n },
+        &Shape {
+            managed: true,
+            slip: false,
+            host_gw: false,
+            v4: Some((n, 24)),
+            v6: None,
+            mac: n,
+            underlay: n,
+        },
     )
 }
 

@@ -387,7 +387,7 @@ impl NetworkHalf {
         if let Some(ops) = self.overlay.changes() {
             return Ok((ops, false));
         }
-        let observed = self.netlink.observe(&self.overlay.link_names()).await?;
+        let observed = self.netlink.observe(&self.overlay.sought()).await?;
         let mut ops = self.overlay.reconcile(&observed);
         if self.listed == Listed::Partly {
             // What is not in the list may be in the part of it that could not be read.

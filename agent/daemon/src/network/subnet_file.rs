@@ -30,8 +30,8 @@ pub(super) fn write(path: &Path, content: &str) -> Result<()> {
 /// runs Services, or that was given the node back, keeps its own (contract S22). To be called before the links go.
 pub(crate) async fn remove(config: &Config) -> Result<()> {
     let path = &config.network.subnet_file;
-    let names = Overlay::new(overlay_settings(config)?)?.link_names();
-    let observed = Netlink::open()?.observe(&names).await?;
+    let sought = Overlay::new(overlay_settings(config)?)?.sought();
+    let observed = Netlink::open()?.observe(&sought).await?;
     if observed.are_flannels() || !observed.links.values().any(|link| link.ours) {
         return Ok(());
     }

@@ -82,8 +82,8 @@ impl Namespace {
 
     /// What podway sees of `overlay`'s links.
     pub(crate) fn observe(&self, overlay: &Overlay) -> Observed {
-        let names = overlay.link_names();
-        self.netlink(|netlink| async move { netlink.observe(&names).await.unwrap() })
+        let sought = overlay.sought();
+        self.netlink(|netlink| async move { netlink.observe(&sought).await.unwrap() })
     }
 
     /// What this machine contributes, by interface eth0.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow};
 use podway_netlink::Netlink;
-use podway_overlay::LinkName;
+use podway_overlay::{LinkName, Sought};
 use podway_suites::{Cluster, KernelState, Member, SOON, await_answers};
 use podway_testkit::{Host, in_lab, manifests, within};
 use serde_json::{Value, json};
@@ -291,7 +291,8 @@ fn offload(node: &Member, name: &str) -> Result<Option<bool>> {
     let name = LinkName::new(name)?;
     let observed = node.enter(|| -> Result<_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async { Ok(Netlink::open()?.observe(&[name.clone()].into()).await?) })
+        let sought = Sought { links: [name.clone()].into(), external: None };
+        runtime.block_on(async { Ok(Netlink::open()?.observe(&sought).await?) })
     })??;
     Ok(observed.links.get(&name).context("no such link")?.offload)
 }
