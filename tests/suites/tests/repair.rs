@@ -113,9 +113,9 @@ fn n13_links_that_somebody_made_otherwise_are_made_again() {
                  ip link set flannel-v6.1 up",
             ),
             (
-                "the same but for MAC, MTU, address and learning",
+                "the same but for MAC, MTU, address, learning and group policy",
                 "ip link del flannel.1\n\
-                 ip link add flannel.1 type vxlan id 1 dstport 8472 local 192.0.2.11 dev eth0 learning\n\
+                 ip link add flannel.1 type vxlan id 1 dstport 8472 local 192.0.2.11 dev eth0 gbp learning\n\
                  ip addr add 10.77.1.77/24 dev flannel.1\nip link set flannel.1 up",
             ),
             (
