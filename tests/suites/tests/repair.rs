@@ -15,7 +15,7 @@ use serde_json::Value;
 const PORT: u16 = 8080;
 
 /// A repair takes milliseconds; a busy machine, and looking at all that the kernel holds, take the rest.
-const AT_ONCE: Duration = Duration::from_secs(2);
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// How often traffic is looked at.
 const PACE: Duration = Duration::from_millis(5);
