@@ -66,7 +66,9 @@ impl DataPath {
         pairs[0].bare_vxlan()?;
         pairs[1].with_daemons(&plane, |node| {
             let range = format!("network.podNetworks={POD_NETWORK}");
-            contenders::podway(node, &[contenders::kubeconfig(&plane), range])
+            // flannel's half of the work alone.
+            let network = "services.enabled=false".to_owned();
+            contenders::podway(node, &[contenders::kubeconfig(&plane), range, network])
         })?;
         pairs[2].behind_bridges()?;
         pairs[2].with_daemons(&plane, |node| contenders::flanneld(node, &plane, POD_NETWORK))?;

@@ -154,7 +154,8 @@ fn page(report: &str) -> String {
          the watcher itself had its event; these count as 0 ms. Ratios are to \
          podway's row.\n\n\
          The data path joins two pods on two nodes: *bare* has the VXLAN device, one route, neighbour and FDB entry set \
-         by hand and nothing else; podway and flannel run their daemons with masquerading on, flannel's pods behind a \
+         by hand and nothing else, so that its packets are not tracked as connections; podway (without its Services half) and \
+         flannel run their daemons with masquerading on, which needs connection tracking, flannel's pods behind a \
          bridge as its CNI configuration has it, the others routed. Medians of interleaved rounds.\n",
         machine::describe(),
         changes = change::CHANGES,
