@@ -89,7 +89,7 @@ impl Netlink {
     }
 
     /// Sends requests together, in their order, and returns what the kernel says to each. Of many there may be one
-    /// send for each [`batch::LARGEST`].
+    /// send for each `LARGEST` of `batch`.
     pub(crate) async fn send(&self, requests: Vec<Request>) -> io::Result<Vec<io::Result<()>>> {
         self.batches.lock().await.send(requests).await
     }
