@@ -20,11 +20,15 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     }
     let mut failures = Vec::new();
     let mut note = |what: &str, result: Result<()>| match result {
-        Ok(()) => info!("removed: {what}"),
+        Ok(()) => info!("nothing is left of: {what}"),
         Err(error) => failures.push(format!("{what}: {}", message::of(&error))),
     };
     // First: a kubelet that finds no network configuration starts no pods on what is going.
-    note("CNI configuration and plugin", cni_files::remove(&config.network.cni));
+    let cni = &config.network.cni;
+    match cni.bin_directory.as_os_str().is_empty() && cni.conf_directory.as_os_str().is_empty() {
+        true => info!("not looked for: CNI plugin and configuration (network.cni.* is not set)"),
+        false => note("CNI configuration and plugin", cni_files::remove(cni)),
+    }
     note(
         "eBPF programs and maps",
         podway_bpf::BpfDataplane::remove_all(&config.ebpf.pin_directory).map_err(Into::into),

@@ -27,7 +27,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// No daemon answers at the socket.
 #[derive(Debug, thiserror::Error)]
-#[error("no podway runs on this node: nobody answers at {}: {cause}", path.display())]
+#[error("no podway runs on this node: nobody answers at {} (status.socket): {cause}", path.display())]
 pub(crate) struct NoDaemon {
     path: PathBuf,
     cause: io::Error,
