@@ -39,7 +39,7 @@ struct Arguments {
 enum Xtask {
     /// Install everything that the other subcommands need.
     ///
-    /// On Debian and Ubuntu, as root, with apt-get: nftables, iproute2, iptables, a C compiler, and a Rust compiler for
+    /// On Debian and Ubuntu, as root, with apt-get: nftables, iproute2, iptables, curl, a C compiler, and a Rust compiler for
     /// BPF; then bpf-linker into target/tools, rustfmt and clippy. Elsewhere it prints the commands to type and fails.
     /// Go is looked for and not installed. About a minute and a half the first time, then at once.
     Setup,

@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Iproute,
     /// iptables: flanneld and the CNI plugins call it.
     Iptables,
+    /// curl: the tests ask the daemon's pages as an operator would.
+    Curl,
     /// A rustc that compiles for BPF, and bpf-linker.
     Ebpf,
     /// Go for the reference components.
@@ -30,11 +32,12 @@ pub(crate) enum Need {
     Clippy,
 }
 
-const ALL: [Need; 8] = [
+const ALL: [Need; 9] = [
     Need::C,
     Need::Nftables,
     Need::Iproute,
     Need::Iptables,
+    Need::Curl,
     Need::Ebpf,
     Need::Rustfmt,
     Need::Clippy,
@@ -57,7 +60,7 @@ pub(crate) fn provide(workspace: &Workspace, needs: &[Need]) -> Result<()> {
         Need::Go => go::require(workspace).map(drop),
         Need::Rustfmt => provide_component(workspace, "rustfmt", "cargo-fmt"),
         Need::Clippy => provide_component(workspace, "clippy", "cargo-clippy"),
-        Need::C | Need::Nftables | Need::Iproute | Need::Iptables => Ok(()),
+        Need::C | Need::Nftables | Need::Iproute | Need::Iptables | Need::Curl => Ok(()),
     });
     let outcomes = iter::once(packages).chain(others);
     let problems: Vec<_> = outcomes.filter_map(Result::err).map(|error| format!("{error:#}")).collect();
@@ -93,6 +96,7 @@ impl Need {
             Self::Nftables => ("nft", "nftables", "nftables", "nftables"),
             Self::Iproute => ("ip", "iproute2", "iproute", "iproute2"),
             Self::Iptables => ("iptables", "iptables", "iptables-nft", "iptables"),
+            Self::Curl => ("curl", "curl", "curl", "curl"),
             Self::Ebpf | Self::Go | Self::Rustfmt | Self::Clippy => return None,
         };
         Some((program, Package { apt, dnf, pacman }))

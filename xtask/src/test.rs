@@ -59,7 +59,10 @@ const OVERLAY: Group = Group {
 /// Provides what the tests need, builds them, runs those that match `filter`; fails if one fails or none matches.
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     host::require_root("test")?;
-    setup::provide(workspace, &[Need::Nftables, Need::Iproute, Need::Iptables, Need::Ebpf, Need::Go])?;
+    setup::provide(
+        workspace,
+        &[Need::Nftables, Need::Iproute, Need::Iptables, Need::Curl, Need::Ebpf, Need::Go],
+    )?;
     kernel::require_features(workspace)?;
     reference::build_for_tests(workspace)?;
     ebpf::build(&workspace.root)?;

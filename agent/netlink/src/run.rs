@@ -51,25 +51,12 @@ pub(crate) async fn run(netlink: &Netlink, ops: &[Op]) -> Report {
         broken: Broken::default(),
         report: Report::default(),
     };
-    for group in ops.chunk_by(|a, b| is_row(a) && mem::discriminant(a) == mem::discriminant(b)) {
+    for group in ops.chunk_by(|a, b| a.is_row() && mem::discriminant(a) == mem::discriminant(b)) {
         for batch in group.chunks(batch::LARGEST) {
             run.batch(batch).await;
         }
     }
     run.report
-}
-
-/// Steps of one kind on entries have nothing to do with each other.
-fn is_row(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::SetNeighbour(..)
-            | Op::RemoveNeighbour(_)
-            | Op::SetFdb(..)
-            | Op::RemoveFdb(..)
-            | Op::SetRoute(..)
-            | Op::RemoveRoute(..)
-    )
 }
 
 /// To list thousands of routes takes as long as to ask for some dozens.

@@ -90,6 +90,21 @@ pub enum Whose {
     Flannels,
 }
 
+impl Op {
+    /// Whether the step concerns one entry, and so one peer alone; entries of one kind have nothing to do with each other.
+    pub fn is_row(&self) -> bool {
+        matches!(
+            self,
+            Self::SetNeighbour(..)
+                | Self::RemoveNeighbour(_)
+                | Self::SetFdb(..)
+                | Self::RemoveFdb(..)
+                | Self::SetRoute(..)
+                | Self::RemoveRoute(..)
+        )
+    }
+}
+
 /// Why a link is removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WhyRemoved {

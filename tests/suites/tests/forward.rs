@@ -255,6 +255,33 @@ fn n13_a_forward_chain_that_is_closed_or_flushed_while_podway_runs_is_open_again
 }
 
 #[test]
+fn n13_a_fight_over_a_forward_chain_is_given_way_in_and_ends_with_our_rules() {
+    in_lab("forward-fight", |lab| {
+        let (_cluster, [one]) = Cluster::of_nodes(lab)?;
+        let podway = one.podway(Dataplane::Nftables)?;
+        one.command("iptables").args(["-P", "FORWARD", "DROP"]).run()?;
+        let ours = || -> Result<usize> {
+            let rules = one.command("iptables").args(["-S", "FORWARD"]).run()?;
+            Ok(rules.matches("--comment podway").count())
+        };
+        let (attacks, mut undone) = (40, 0);
+        for _ in 0..attacks {
+            one.command("iptables").args(["-F", "FORWARD"]).run()?;
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            undone += usize::from(ours()? > 0);
+        }
+        assert!(undone * 2 < attacks, "{undone} of {attacks} were undone at once: that is no giving way");
+        podway.wait_for_log("another program changes the pod network again and again", SOON)?;
+        // The wait doubles with each repair, from a second on.
+        eventually(3 * SOON, "our rules once the other has stopped", || match ours() {
+            Ok(2) => Ok(()),
+            other => Err(anyhow!("{other:?}")),
+        });
+        Ok(())
+    });
+}
+
+#[test]
 fn n13_after_nft_flush_ruleset_everything_of_ours_stands_again_at_once() {
     in_lab("forward-flush-ruleset", |lab| {
         let shop = Shop::open(lab, Dataplane::Nftables)?;

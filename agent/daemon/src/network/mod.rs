@@ -342,7 +342,7 @@ impl NetworkHalf {
     /// part, without which no peer is reached.
     fn note_refusals(&mut self, report: Report, everything: bool) -> Option<anyhow::Error> {
         let (of_peers, own): (Vec<_>, Vec<_>) =
-            report.failures.into_iter().partition(|failure| is_of_a_peer(&failure.op));
+            report.failures.into_iter().partition(|failure| failure.op.is_row());
         let texts: BTreeSet<String> = of_peers.iter().map(|failure| failure.error.to_string()).collect();
         for text in texts.difference(&self.refused).take(10) {
             warn!("{text}");
@@ -471,19 +471,6 @@ impl NetworkHalf {
 /// How long it is until then, if that is to come.
 fn until(due: Option<Instant>) -> Option<Duration> {
     due?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
-}
-
-/// Whether the step concerns one peer alone.
-fn is_of_a_peer(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::SetNeighbour(..)
-            | Op::RemoveNeighbour(_)
-            | Op::SetFdb(..)
-            | Op::RemoveFdb(..)
-            | Op::SetRoute(..)
-            | Op::RemoveRoute(..)
-    )
 }
 
 /// Only more rights, or an nft to run, would help.
